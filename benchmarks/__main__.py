@@ -80,6 +80,8 @@ def main() -> None:
     waiting.bound_spinning()
     import torch  # here, since on loading it reads how threads wait
 
+    from ldlm import runtime
+
     for name in chosen.parts or PARTS[:1]:
         found = part(name)
         if isinstance(found, str):
@@ -91,7 +93,7 @@ def main() -> None:
         seconds = round(time.perf_counter() - started)
         record = {
             "date": datetime.date.today().isoformat(),
-            "hardware": hardware(),
+            "hardware": runtime.hardware(),
             "versions": library_versions(),
             "seconds": seconds,
         }
@@ -105,13 +107,6 @@ def main() -> None:
             (chosen.output / f"{stem}.json").write_text(
                 files.dump_json({**record, "figures": figures}), encoding="utf-8"
             )
-
-
-def hardware() -> str:
-    """The GPU, or the processor and its number of usable cores."""
-    from ldlm import runtime
-
-    return runtime.hardware()
 
 
 if __name__ == "__main__":

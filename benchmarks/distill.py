@@ -28,6 +28,7 @@ from ldlm import config, files, memory
 from ldlm.cli import show
 from ldlm.config import DistillConfig, SampleConfig, SamplerConfig
 from ldlm.errors import InputError
+from ldlm.paper.comparing import ONE
 from ldlm.sampling import solvers
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import distill, sample
@@ -157,7 +158,8 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
         apart = statistics.mean(of_student) - statistics.mean(of_teacher)
         spread = max(of_teacher) - min(of_teacher)
         inside = "within" if abs(apart) <= spread else "outside"
-        said.append(f"{name} {apart:+.3g}, {inside} the {spread:.3g} that the teacher's seeds differ")
+        beside = f"{inside} the {spread:.3g} that the teacher's seeds differ" if len(of_teacher) > 1 else ONE
+        said.append(f"{name} {apart:+.3g}, {beside}")
     return f"student of {AIM} evaluations, and the teacher: " + "; ".join(said)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.records import cell
 from ldlm.cli import show
 from ldlm.config import EvaluateConfig
+from ldlm.paper.comparing import ONE
 from ldlm.stages import evaluate
 
 FIGURES = {"gen_ppl": "gen. ppl", "entropy": "entropy", "diversity": "diversity"}
@@ -41,14 +42,16 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def compared(ours: Figures, name: str, other: Figures) -> str:
-    """How a way compares with the one called `name`, and whether it wins: beyond every seed and without collapse."""
+    """How a way compares with the one called `name`, and whether it wins: beyond every seed and without collapse.
+
+    One measurement of either is no evidence, since nothing says how far chance goes.
+    """
     apart, entropy = (mean(ours, key) - mean(other, key) for key in ("gen_ppl", "entropy"))
     beyond = max(one["gen_ppl"] for one in ours) < min(one["gen_ppl"] for one in other)
-    wins = beyond and entropy > -ENTROPY_SLACK
-    return (
-        f"has a perplexity {apart:+.1f} beside {name}, and an entropy {entropy:+.3f}: it "
-        f"{'wins' if wins else 'does not win'}"
-    )
+    said = "it wins" if beyond and entropy > -ENTROPY_SLACK else "it does not win"
+    if min(len(ours), len(other)) < 2:
+        said = ONE
+    return f"has a perplexity {apart:+.1f} beside {name}, and an entropy {entropy:+.3f}: {said}"
 
 
 def mean(figures: Figures, key: str) -> float:

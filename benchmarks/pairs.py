@@ -21,9 +21,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.__main__ import hardware
 from ldlm import files
 from ldlm.cli import show
+from ldlm.runtime import hardware
 
 LIMIT = 1.05  # of the old seconds
 TURNS = 7

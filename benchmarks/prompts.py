@@ -39,6 +39,7 @@ from ldlm.evaluation.scorer import Scorer
 from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
 from ldlm.model.prefix import longest_prefix
+from ldlm.paper.comparing import ONE
 from ldlm.sampling import prompts
 from ldlm.stages import sample
 
@@ -215,10 +216,13 @@ def verdict(figures: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     ours, glued = ([one["gain"] for one in figures[name]] for name in (PLAIN, GLUED))
     apart = statistics.mean(ours) - statistics.mean(glued)
     spread = max(max(gains) - min(gains) for gains in (ours, glued))
+    beyond = f"{'more' if apart > spread else 'not more'} than the {spread:.3g} that runs and seeds differ"
+    if min(len(ours), len(glued)) < 2:
+        beyond = ONE
     entropy = statistics.mean(one["entropy"] for one in figures[PLAIN]) - figures[REAL][0]["entropy"]
     return (
-        f"{PLAIN}: a gain of {apart:+.3g} nats above glued texts, {'more' if apart > spread else 'not more'} than the "
-        f"{spread:.3g} that runs and seeds differ; an entropy of {entropy:+.3g} beside real continuations"
+        f"{PLAIN}: a gain of {apart:+.3g} nats above glued texts, {beyond}; an entropy of {entropy:+.3g} beside real "
+        f"continuations"
     )
 
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.__main__ import hardware
 from ldlm import files
 from ldlm.cli import show
+from ldlm.runtime import hardware
 from ldlm.versions import library_versions
 
 

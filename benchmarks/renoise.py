@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.drawn import compared, judged, mean, table
 from benchmarks.records import keep
 from ldlm import files, memory
-from ldlm.config import SamplerConfig, Solver
+from ldlm.config import SamplerConfig, Solver, to_dict
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics, samples
 from ldlm.hub import load_tokenizer
@@ -110,8 +110,8 @@ class Trial:
         return {"texts": self.texts, "seeds": list(seeds), "rows": rows, "real": real}
 
     def _drawn(self, name: str, generator: TextGenerator, sampler: SamplerConfig, seed: int) -> Path:
-        run = self.trained.checkpoint.digest[:8]
-        path = self.work / f"{run}; {name}; {sampler.steps}; {self.texts} texts; seed {seed}.jsonl"
+        run, how = self.trained.checkpoint.digest[:8], files.sha256_json(to_dict(sampler))[:8]
+        path = self.work / f"{run}; {name}; {sampler.steps}; {self.texts} texts; seed {seed}; {how}.jsonl"
         if not path.exists():
             numbers = torch.arange(seed * self.texts, (seed + 1) * self.texts)
             drawn = torch.cat([generator.tokens(sampler, some) for some in numbers.split(BATCH)])

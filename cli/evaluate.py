@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ldlm.cli import show
-from ldlm.cli.options import Command, Options, path_option, require_place, stage_options
+from ldlm.cli.options import Command, Options, changed, path_option, require_place, stage_options
 from ldlm.config import EvaluateConfig
 from ldlm.errors import InputError
 
@@ -136,7 +135,7 @@ def _show_mauve(
     if not features_p or not features_q or texts:
         raise InputError("MAUVE of features takes --features-p FILE.npy and --features-q FILE.npy, and no texts")
     names = [field.name for field in dataclasses.fields(config) if field.metadata["identity"]]
-    if idle := ", ".join([*others, *_changed(config, names)]):
+    if idle := ", ".join([*others, *changed(config, names)]):
         are = "are" if "," in idle else "is"
         raise InputError(
             f"--features-p and --features-q give the MAUVE of features, and {idle} {are} for texts; leave {idle} out"
@@ -150,7 +149,7 @@ def _show_mauve(
 def _by_source(
     options: Options, config: EvaluateConfig, texts: tuple[str, ...], seeds: bool, others: list[str]
 ) -> None:
-    if idle := ", ".join([*others, *_changed(config, OF_SCORER)]):
+    if idle := ", ".join([*others, *changed(config, OF_SCORER)]):
         raise InputError(f"--source compares with real texts of its own and needs no {idle}; leave {idle} out")
     from ldlm.evaluation import validity
     from ldlm.stages import evaluate as stage
@@ -165,12 +164,6 @@ def _by_source(
         **(own[0] if len(own) == 1 else {"files": own}),
     }
     options.show(record, lambda: _validities(found, over_seeds))
-
-
-def _changed(config: EvaluateConfig, names: Sequence[str]) -> list[str]:
-    """The flags of the settings, of these, that are not as by default."""
-    default = EvaluateConfig()
-    return [f"--{name.replace('_', '-')}" for name in names if getattr(config, name) != getattr(default, name)]
 
 
 def _validities(found: list[SourceScores], over_seeds: SourceSeedScores | None) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ldlm.cli import show
-from ldlm.cli.options import Command, Options, path_option, require, require_place, stage_options
+from ldlm.cli.options import Command, Options, changed, path_option, require, require_place, stage_options
 from ldlm.config import InterpolateConfig
 from ldlm.errors import InputError
 
@@ -38,7 +38,7 @@ def command(
       ldlm interpolate --run run-ce run-mse --features features --scorer gpt2-large --output comparison
     """
     config = options.build()
-    texts = _given(options, start, end, features, output, allow_partial)
+    texts = _given(options, config, start, end, features, output, allow_partial)
     from ldlm.stages import interpolate as stage
 
     if options.dry_run:
@@ -71,6 +71,7 @@ def command(
 
 def _given(
     options: Options,
+    config: InterpolateConfig,
     start: str | None,
     end: str | None,
     features: tuple[str, ...],
@@ -79,7 +80,7 @@ def _given(
 ) -> tuple[str, str] | None:
     """The texts of --from and --to, or None without them; `InputError` for flags that don't go with them."""
     if start is None and end is None:
-        if options.flags[("encoder",)]:
+        if changed(config, ["encoder"]):
             raise InputError("--encoder is for --from and --to; pairs of held-out texts come with their states")
         return None
     if start is None or end is None:
@@ -87,7 +88,7 @@ def _given(
         raise InputError(f'{here} needs the other end of the path, too; for example {there} "She sold the house."')
     unused: dict[str, Any] = {"--features": features, "--output": output}
     unused |= {"--overwrite": options.overwrite, "--allow-partial": allow_partial}
-    unused |= {f"--{name}": options.flags[(name,)] for name in ("pairs", "seed", "scorer", "boundaries")}
+    unused |= dict.fromkeys(changed(config, ("pairs", "seed", "scorer", "boundaries")), True)
     for flag, value in unused.items():
         if value:
             raise InputError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -312,6 +312,12 @@ class Options:
     def show_plan(self, plan: Mapping[str, Any]) -> None:
         """Print the result of a dry run."""
         self.show(plan, lambda: show.pairs(plan))
+
+
+def changed(config: Any, names: Iterable[str]) -> list[str]:
+    """The flags of the settings, of these, that are not as by default."""
+    default = type(config)()
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(config, name) != getattr(default, name)]
 
 
 def require(value: str | None, flag: str, example: str) -> Path:

@@ -9,8 +9,8 @@ import click
 
 from ldlm import files
 from ldlm.cli import show
-from ldlm.cli.options import Command, Options, path_option, require, stage_options
-from ldlm.config import PaperConfig
+from ldlm.cli.options import Command, Options, changed, path_option, require, stage_options
+from ldlm.config import PaperConfig, names_of
 from ldlm.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,7 +45,10 @@ def command(options: Options, names: tuple[str, ...], output: str | None, script
     """
     config = options.build()
     if LIST in names:
-        if others := [name for name in names if name != LIST]:
+        others = [*(name for name in names if name != LIST), *changed(config, names_of(PaperConfig))]
+        given = {"--output": output, "--script": script, "--report": report, "--dry-run": options.dry_run}
+        others += [flag for flag, value in given.items() if value]
+        if others:
             raise InputError(f"list shows all tables and figures; leave {' '.join(others)} out")
         from ldlm.paper import evidence
 
@@ -61,6 +64,10 @@ def command(options: Options, names: tuple[str, ...], output: str | None, script
     if script is not None:
         why = "--report writes none" if report else "--scale tiny runs them itself"
         raise InputError(f"--script is for the commands of --scale paper; {why}")
+    if idle := changed(config, ("device_name", "devices")):
+        are, them = ("are", "them") if idle[1:] else ("is", "it")
+        why = "for --dry-run and for the script of --scale paper"
+        raise InputError(f"{' and '.join(idle)} {are} {why}; leave {them} out")
     stage.check(config, names)
     out = require(output, "--output", "tables")
     made = stage.run(config, names, out, report=report, progress=show.Terminal())

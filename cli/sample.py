@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from ldlm.cli import show
-from ldlm.cli.options import Command, Options, default_settings, method_of, path_option, require, stage_options
+from ldlm.cli.options import Command, Options, changed, default_settings, method_of, path_option, require, stage_options
 from ldlm.config import AnySampleConfig, SampleConfig
 from ldlm.errors import InputError
 
+OF_TRACE = ("trace_text", "trace_frames", "trace_times")
 TOKEN_SETTINGS = ("top_p", "nucleus_rule", "drawing", "end", "schedule", "mode", "update")
 
 
@@ -32,7 +33,7 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
     each token.
 
     Token-level runs (train --method mdlm, duo, candi, flm) have samplers of their own, with 128 steps by default.
-    --steps, --eta and --temperature apply to these as well; set others as in --set sampler.t_on=0.6.
+    --steps, --eta and --temperature apply to these as well; set others as in --set sampler.step_size=0.5.
 
     \b
     Examples:
@@ -47,8 +48,8 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
         raise InputError("--prompt none means no prompt; to continue that word, give it in a file, with --prompts")
     if output is not None and trace is not None:
         raise InputError("--output writes texts and --trace shows one; give them in two commands")
-    if trace is None and options.flags[("trace_text",)] is not None:
-        raise InputError("--trace-text chooses the text that --trace shows; add --trace DIR")
+    if trace is None and isinstance(config, SampleConfig) and (idle := changed(config, OF_TRACE)):
+        raise InputError(f"{', '.join(idle)}: what --trace shows; add --trace DIR")
     if trace is not None:
         return _trace(options, config, run, trace)
     if output is None and options.overwrite:

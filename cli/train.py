@@ -160,6 +160,8 @@ def _shapes(
             raise InputError(f"--{next(iter(online)).replace('_', '-')} is for --features online; a store has its own")
         store = FeatureStore(locate(features), allow_partial=allow_partial)
         return store.shapes, store.encoder["kind"]
+    if others := [name for name in online if name != "seq_len"]:
+        raise InputError(f"--{others[0].replace('_', '-')} is for --features online; add it, or leave the option out")
     if options.preset is None:
         raise InputError("a dry run takes its sizes from --features DIR or --preset NAME; give one of them")
     shapes = configs.preset(options.preset).shapes

@@ -50,7 +50,8 @@ def run(
     """
     check_output_folder(out)
     plans = [_reported(config, name, out) if report else _plan(config, name) for name in names]
-    from ldlm.paper.runner import Runner  # imports torch, which neither the list nor a script needs
+    from ldlm.evaluation import mauve  # imports torch, as the next does, which neither the list nor a script needs
+    from ldlm.paper.runner import Runner
 
     runner = Runner(out.absolute(), None if config.text is None else Path(config.text).absolute(), progress)
     if report and not out.is_dir():
@@ -58,8 +59,11 @@ def run(
     if not report:
         if config.scale == PAPER:
             raise InputError("--scale paper is for a scheduler: it prints a script; --report gathers its results")
+        jobs = unique(job for made in plans for job in made.jobs)
+        if any("--mauve" in job.words and not job.done(out) for job in jobs):
+            mauve.library()  # else it were missed after hours of training
         memory.keep_freed()
-        runner.run(unique(job for made in plans for job in made.jobs))
+        runner.run(jobs)
     written = []
     for made in plans:
         found = results.collect(made, out)

@@ -9,7 +9,7 @@ from ldlm import artifact
 from ldlm import config as configs
 from ldlm.config import AnyTrainConfig
 from ldlm.errors import InputError
-from ldlm.location import folder_name
+from ldlm.location import folder_names
 from ldlm.pages import plots
 from ldlm.pages.curves import Course
 from ldlm.training.log import MetricsFile
@@ -17,16 +17,14 @@ from ldlm.training.log import MetricsFile
 
 def run(runs: Sequence[Path], out: Path | None) -> list[Path]:
     """Redraw each run's `plots/`; given `out`, also `dynamics.png` there, with all runs. Returns the files drawn."""
-    courses = {path: _course(path) for path in runs}
+    names, courses = folder_names(runs), {path: _course(path) for path in runs}
     if len(runs) > 1 and out is None:
         raise InputError("several runs go into one picture; say where with --output DIR")
     for path in runs:
         plots.of_run(path, courses[path])
     drawn = [picture for path in runs for picture in sorted((path / "plots").glob("*.png"))]
     if out is not None:
-        folders = [*map(folder_name, runs)]
-        names = {path: str(path) if folders.count(name) > 1 else name for path, name in zip(runs, folders, strict=True)}
-        plots.dynamics(out / "dynamics.png", {names[path]: courses[path] for path in runs})
+        plots.dynamics(out / "dynamics.png", dict(zip(names, courses.values(), strict=True)))
         drawn.append(out / "dynamics.png")
     return drawn
 

@@ -40,8 +40,7 @@ EMBEDDING_STD = 0.2  # large enough to keep words apart in the states (docs/reci
 
 def plan(config: PretrainConfig) -> dict[str, Any]:
     """Parameters, vocabulary, steps and tokens seen in the training."""
-    if not config.data:
-        raise InputError("nothing to train on: give --data FILE")
+    _check(config)
     for path in config.data:
         textfiles.check_file(Path(path))
     named = _named_tokenizer(config)
@@ -59,8 +58,7 @@ def plan(config: PretrainConfig) -> dict[str, Any]:
 
 def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress: Progress = SILENT) -> Artifact:
     """Train a model and write it, with its tokenizer, to `out`; the manifest holds the final loss."""
-    if not config.data:
-        raise InputError("nothing to train on: give --data FILE")
+    _check(config)
     device = runtime.device(config.device)
     quiet_transformers()
     named = _named_tokenizer(config)
@@ -111,6 +109,14 @@ def _prepared(
         tokenizer = _trained_tokenizer(config) if named is None else named
         rows = _rows(config, tokenizer)
     return tokenizer, rows, _model(config, tokenizer)
+
+
+def _check(config: PretrainConfig) -> None:
+    """`InputError` without text, and for a setting of GPT-2 beside BERT."""
+    if not config.data:
+        raise InputError("nothing to train on: give --data FILE")
+    if config.arch == "bert" and config.init != PretrainConfig().init:
+        raise InputError(f"--init {config.init} is for GPT-2, and BERT starts with its published weights; leave it out")
 
 
 def _named_tokenizer(config: PretrainConfig) -> Any:

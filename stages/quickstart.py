@@ -67,6 +67,15 @@ def of(summary: Mapping[str, Any]) -> Source:
     return Stories() if summary.get("source") == Stories.name else RealText(None)
 
 
+def _check_column(config: QuickstartConfig) -> None:
+    """`InputError` for a field where there is no file that could have it."""
+    if config.text_column != QuickstartConfig().text_column and not named(config.text).files:
+        raise InputError(
+            f"--text-column names the field of a file that holds the text, and --text {config.text} is none; leave "
+            f"--text-column out"
+        )
+
+
 @dataclass(frozen=True)
 class Plan:
     """The configuration and the output path of every stage."""
@@ -163,6 +172,7 @@ class Plan:
 
 def plan(quickstart: QuickstartConfig) -> dict[str, Any]:
     """Plan of the quickstart: each stage with its size."""
+    _check_column(quickstart)
     steps = Plan(quickstart, Path("OUTPUT"))
     scorer = (
         f"GPT-2, {steps.scorer.layers} layers, {steps.scorer.steps} steps" if steps.trains_scorer else "the encoder"
@@ -180,6 +190,7 @@ def plan(quickstart: QuickstartConfig) -> dict[str, Any]:
 def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, progress: Progress = SILENT) -> Artifact:
     """Run every stage into `out`; its manifest holds the table."""
     runtime.device(quickstart.device)
+    _check_column(quickstart)
     text = named(quickstart.text).files
     seen = textfiles.seen(text)
     inputs = {"text": seen[text[0]].sha256} if text else {}

@@ -284,10 +284,14 @@ def _check_spares(place: Place, out: Path, reads: Sequence[Path]) -> None:
 def _identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that the texts depend on: the settings except their number, and decoder, checkpoint and precision.
 
-    The names by which the user chose decoder and checkpoint are left out: the record has both beside the settings.
+    The names by which the user chose decoder and checkpoint are left out: the record has both beside the settings. So
+    are settings that change no text, which earlier versions took.
     """
     kept = {key: provenance.get(key) for key in ("decoder", "precision", "checkpoint", "prompts", "self_conditioned")}
     kept |= {key: provenance[key] for key in fingerprints.LATER if key in provenance}
     settings: Mapping[str, Any] = provenance.get("config", {})
-    named = ("num_samples", "decoder", "checkpoint")
-    return {"config": {name: value for name, value in settings.items() if name not in named}, **kept}
+    named = ("num_samples", "decoder", "checkpoint", "trace_text", "trace_frames", "trace_times")
+    own = {name: value for name, value in settings.items() if name not in named}
+    if "sampler" in own:
+        own["sampler"] = config.used_in_record(provenance.get("method", config.LDLM), own["sampler"])
+    return {"config": own, **kept}

@@ -65,8 +65,9 @@ class RealText(Source):
         characters = sum(map(len, documents))
         if len(documents) < self.fewest or characters < self.fewest_characters:
             raise InputError(
-                f"{self.path} holds {characters:,} characters in {len(documents):,} documents; a quickstart needs "
-                f"{self.fewest_characters:,} in {self.fewest} or more, which it splits into three parts"
+                f"{characters:,} characters in {len(documents):,} documents are too few, of {self.described}; a "
+                f"quickstart needs {self.fewest_characters:,} in {self.fewest} or more, which it splits into three "
+                f"parts; give {'a longer text' if self.path else '--text FILE'}"
             )
         shares = {"held-out": self.held_out_share, "scorer": self.scorer_share}
         return splitting.divided(documents, shares, rest="train")

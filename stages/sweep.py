@@ -20,7 +20,7 @@ from ldlm.evaluation.beside import Beside, Judge
 from ldlm.evaluation.frontier import External
 from ldlm.evaluation.fronts import Fronts
 from ldlm.evaluation.scorer import Scorer
-from ldlm.location import folder_name, local
+from ldlm.location import folder_names, local
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
 from ldlm.sampling import pretrained, trajectories
@@ -188,7 +188,7 @@ def _sweeps(
 
     `InputError` for settings that no run has, and for runs that can't be compared.
     """
-    sweeps = {name: _sweep(config, path, progress) for name, path in _named(runs).items()}
+    sweeps = {name: _sweep(config, path, progress) for name, path in zip(folder_names(runs), runs, strict=True)}
     shapes = _shapes(sweeps)
     used = {field.name for sweep in sweeps.values() for field in fields(sweep.config)}
     for field in fields(config):
@@ -197,24 +197,6 @@ def _sweeps(
             raise InputError(f"{field.name} is not a setting of a sweep of {whose}; leave it out")
     check_used([sweep for sweep in sweeps.values() if isinstance(sweep, TokenSweep)])
     return sweeps, shapes
-
-
-def _named(runs: Sequence[Path]) -> dict[str, Path]:
-    """The runs by name; `InputError` for two with the same name."""
-    places: dict[Path, Path] = {}
-    named: dict[str, Path] = {}
-    for path in runs:
-        name, place = folder_name(path), path.resolve()
-        if place in places:
-            as_well = f", once as {path}" * (path != places[place])
-            raise InputError(f"--run names {places[place]} twice{as_well}; give it once")
-        if name in named:
-            raise InputError(
-                f"{named[name]} and {path} are both named {name!r}, and a frontier tells runs apart by name; rename "
-                f"one of the folders, or give a link to it"
-            )
-        places[place] = named[name] = path
-    return named
 
 
 def _sweep(config: AnySweepConfig, path: Path, progress: Progress) -> Sweep:

@@ -304,6 +304,12 @@ def test_tables_and_texts_on_the_page_are_those_of_a_committed_run(page, section
     assert [line for line in shown.splitlines() if line.startswith(("| ", "> ")) and line not in committed] == []
 
 
+def test_one_seed_alone_is_not_told_apart():
+    one, two = [{"gen_ppl": 100.0}], [{"gen_ppl": 50.0}, {"gen_ppl": 51.0}]
+    assert tables._compared(one, two, {"gen_ppl": "ratio"}) == "× 1.98 ?"
+    assert tables._compared(two, one, {"gen_ppl": "ratio"}) == "× 0.51 ?"
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # The harness
 
@@ -423,17 +429,31 @@ def test_hardware_and_date_are_those_of_the_commands_and_not_of_the_report(tmp_p
     monkeypatch.setattr(runtime, "hardware", lambda: "this one")
     today, place = datetime.date.today().isoformat(), tmp_path / "commands.jsonl"
     place.write_text(files.dump_jsonl([{"ldlm": ["train"], "seconds": 1.0, "cpu_seconds": 1.0}]))  # as it was before
-    assert results.origin(tmp_path, [], here=False) == results.Origin(today, None)
-    assert results.origin(tmp_path, [], here=True) == results.Origin(today, "this one")
     other = {"date": "2026-01-01", "hardware": "H100; A100"}
-    assert results.origin(tmp_path, [other], here=False) == results.Origin(today, "H100; A100")
+
+    def place_and_day(*others, here):
+        found = results.measured_at(tmp_path, others, here=here)
+        return found.date, found.hardware
+
+    assert place_and_day(here=False) == (today, None)
+    assert place_and_day(here=True) == (today, "this one")
+    assert place_and_day(other, here=False) == (today, "H100; A100")
     with pytest.raises(subprocess.CalledProcessError):
         runner.Comparison(TEXT, tmp_path, 4, 3).ldlm("no-command")
     *_, line = files.read_jsonl(place)
     assert (line["date"], line["hardware"]) == (today, "this one")
     files.write_atomic(place, files.dump_jsonl([{**line, "date": "2026-01-02", "hardware": "A100"}]))
     for here in (False, True):
-        assert results.origin(tmp_path, [other], here=here) == results.Origin("2026-01-02", "A100; H100")
+        assert place_and_day(other, here=here) == ("2026-01-02", "A100; H100")
+
+
+def test_a_command_that_was_listed_in_part_costs_neither_the_next_one_nor_the_report(tmp_path):
+    place, ran = tmp_path / "commands.jsonl", runner.Comparison(TEXT, tmp_path, 4, 3)
+    place.write_text('{"ldlm": ["sa')
+    with pytest.raises(subprocess.CalledProcessError):
+        ran.ldlm("no-command", "--output", "one")
+    assert list(results._spent_by_output(tmp_path)) == ["one"]
+    assert results.measured_at(tmp_path, [], here=False).hardware == runtime.hardware()
 
 
 def test_seeds_that_run_at_once_share_the_trials_of_a_learning_rate(tmp_path, monkeypatch):

@@ -29,6 +29,11 @@ def test_the_aim_is_judged_by_the_spread_of_the_teachers_seeds(student, said):
     assert f"diversity +{(student - 100) / 100:.3g}, {said} the 0.1" in line
 
 
+def test_one_seed_of_the_teacher_is_one_measurement():
+    line = distill.verdict([row(distill.TEACHER, 32, 100.0), row("student", 4, 99.0, 101.0)])
+    assert "gen. ppl +0, one measurement; entropy" in line and line.endswith("diversity +0, one measurement")
+
+
 def test_the_cost_of_a_student_has_that_of_those_before_it():
     held_out = {"l_distill": 0.1, "l_distill_teacher": 0.2}
     found = {

@@ -1,8 +1,18 @@
 """Benchmark of two installations turn by turn: its ratios, and what it says of a change in the texts."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from benchmarks import pairs
+
+
+def test_the_program_is_loaded_by_no_part_of_it():
+    """It would be loaded a second time, under another name."""
+    look = "import sys, benchmarks.records, benchmarks.pairs; sys.exit('benchmarks.__main__' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", look], cwd=Path(__file__).parents[1]).returncode == 0
 
 
 def test_the_ratio_is_taken_turn_by_turn_since_the_machine_changes_meanwhile():

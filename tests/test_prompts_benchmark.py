@@ -64,6 +64,7 @@ def test_the_table_names_shares_of_the_real_gain():
     [
         ([2.0, 4.0], "+2.75 nats above glued texts, more than the 2 "),
         ([0.0, 4.0], "+1.75 nats above glued texts, not more than the 4 "),
+        ([9.0], "+8.75 nats above glued texts, one measurement; an entropy"),
     ],
 )
 def test_the_claim_is_met_only_beyond_the_spread_of_seeds(ours, said):

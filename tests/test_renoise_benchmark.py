@@ -1,11 +1,14 @@
 """The benchmark of fresh noise in an interval of t: its steps, its verdict, and a small one that writes results."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import renoise
+from benchmarks import drawn, renoise
+from ldlm.config import SamplerConfig
+from ldlm.hub import load_tokenizer
 from ldlm.model.diffusion import Schedule
 from ldlm.sampling import solvers
 
@@ -35,7 +38,12 @@ def test_the_last_step_ends_at_the_mean(schedule):
 
 @pytest.mark.parametrize(
     ("fresh", "entropy", "said"),
-    [((90, 94), 4.0, "it wins"), ((90, 99), 4.0, "does not win"), ((90, 94), 3.9, "does not win")],
+    [
+        ((90, 94), 4.0, "it wins"),
+        ((90, 99), 4.0, "does not win"),
+        ((90, 94), 3.9, "does not win"),
+        ((90,), 4.0, "entropy +0.000: one measurement"),
+    ],
 )
 def test_a_win_is_beyond_the_seeds_and_no_collapse(fresh, entropy, said):
     def row(way, perplexities, nats):
@@ -45,6 +53,23 @@ def test_a_win_is_beyond_the_seeds_and_no_collapse(fresh, entropy, said):
     line = renoise.verdict([*rows, row("fresh, b", (300, 301), 4.0)], 8)
     assert line.startswith("8 evaluations: the best with fresh noise (fresh, a) has a perplexity")
     assert line.endswith(said)
+
+
+def test_one_measurement_of_the_other_side_is_no_win_either():
+    many, one = ([{"gen_ppl": ppl, "entropy": 4.0} for ppl in ppls] for ppls in ((99.8, 99.9), (100.0,)))
+    assert drawn.compared(many, "it", one).endswith(": one measurement")
+
+
+def test_texts_of_another_sampler_are_not_taken_up(gpt2, tmp_path):
+    trial = renoise.Trial(tmp_path, tmp_path, "scorer", 2, None)
+    trial.__dict__["trained"] = SimpleNamespace(checkpoint=SimpleNamespace(digest="0123456789"))
+    trial.__dict__["tokenizer"] = load_tokenizer(str(gpt2))
+    generator = SimpleNamespace(tokens=lambda sampler, some: torch.full((len(some), 3), int(sampler.temperature)))
+    first, other, again = (
+        trial._drawn("ddim", generator, SamplerConfig(steps=2, temperature=temperature), 0)
+        for temperature in (5.0, 6.0, 5.0)
+    )
+    assert first == again != other and first.read_text() != other.read_text()
 
 
 def test_it_draws_and_writes_down_what_it_found(trained, gpt2, corpus, tmp_path, monkeypatch):

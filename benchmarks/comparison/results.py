@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,12 @@ from benchmarks.comparison.plan import (
     run_path,
 )
 from benchmarks.comparison.sources import Source
-from ldlm import artifact, files, runtime
+from ldlm import artifact, files
 from ldlm.errors import InputError
-from ldlm.versions import library_versions
+from ldlm.paper import origin
+from ldlm.paper.origin import Origin
 
-COMMANDS, REAL = Path("commands.jsonl"), Path("texts/real.json")
+REAL = Path("texts/real.json")
 SPENT = ("cpu_seconds", "seconds")
 SHOWN = 3  # texts printed for each way, the first ones
 
@@ -134,7 +133,7 @@ def _model(folder: Path) -> dict[str, Any]:
 def _spent_by_output(folder: Path) -> dict[str, dict[str, float]]:
     """Wall-clock and CPU seconds of the commands for each output, all attempts together."""
     total: dict[str, dict[str, float]] = {}
-    for line in files.read_jsonl(folder / COMMANDS):
+    for line in origin.read(folder / origin.COMMANDS):
         words = line["ldlm"]
         if "--output" in words:
             own = total.setdefault(words[words.index("--output") + 1], dict.fromkeys(SPENT, 0.0))
@@ -199,25 +198,12 @@ def read(path: Path, source: Source) -> dict[str, Any]:
     return record
 
 
-@dataclass(frozen=True)
-class Origin:
-    """When and where the figures were measured."""
-
-    date: str  # of the newest record; today where the folder has none
-    hardware: str | None  # every machine that a record names, "; " between them; None where none does
-
-
-def origin(folder: Path, others: Collection[Mapping[str, Any]], *, here: bool) -> Origin:
+def measured_at(folder: Path, others: Collection[Mapping[str, Any]], *, here: bool) -> Origin:
     """The origin of the figures in the folder and in other results; with `here`, this machine's where no record says.
 
     Commands of earlier versions were listed without it.
     """
-    own = [line for line in files.read_jsonl(folder / COMMANDS) if "hardware" in line]
-    if not own:
-        own = [{"date": datetime.date.today().isoformat(), "hardware": runtime.hardware() if here else None}]
-    records = [*own, *others]
-    machines = dict.fromkeys(name for one in records if one["hardware"] for name in one["hardware"].split("; "))
-    return Origin(max(one["date"] for one in records), "; ".join(machines) or None)
+    return origin.of_records(origin.read(folder / origin.COMMANDS), others, here=here)
 
 
 def write(figures: Mapping[str, Any], source: Source, measured: Origin, out: Path | None) -> None:
@@ -233,7 +219,7 @@ def write(figures: Mapping[str, Any], source: Source, measured: Origin, out: Pat
     if out is not None:
         files.make_folder(out)
         made = {"source": source.stem, "date": date, "hardware": hardware}
-        record = {**made, "versions": library_versions(), "figures": figures}
+        record = {**made, "versions": measured.versions, "figures": figures}
         files.write_atomic(out / f"{source.stem}-{date}.md", document)
         files.write_atomic(out / f"{source.stem}-{date}.json", files.dump_json(record))
         picture.draw(out / f"{source.stem}-{date}.png", figures, source.axes)

@@ -28,6 +28,7 @@ from benchmarks.comparison.plan import AUTOREGRESSIVE, EQUAL_FLOPS, EQUAL_STEPS,
 from benchmarks.comparison.sources import RealText, Source
 from ldlm import children, files, locks, memory, runtime
 from ldlm.errors import InputError, Stopped
+from ldlm.paper import origin
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,7 @@ class Comparison:
         with self._alone(words) as lock, runtime.Stop() as stop:
             done = children.run([*words, "--json"], self.folder, lock, stop)
             line = {"ldlm": words, "seconds": done.seconds, "cpu_seconds": done.cpu_seconds, **runtime.occasion()}
-            with open(self.folder / results.COMMANDS, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            origin.append(self.folder / origin.COMMANDS, line)
         if stop.wished:
             raise Stopped(f"{stop.wished}; the same command goes on")
         if done.status:
@@ -273,7 +273,7 @@ def go(chosen: argparse.Namespace, source: Source) -> None:
         found = results.joined(found, {path: other["figures"] for path, other in others.items()})
     except (InputError, Stopped, subprocess.CalledProcessError) as error:
         sys.exit(f"Error: {error}")
-    measured = results.origin(comparison.folder, others.values(), here=not chosen.report)
+    measured = results.measured_at(comparison.folder, others.values(), here=not chosen.report)
     results.write(found, source, measured, chosen.results)
 
 

@@ -126,7 +126,7 @@ def _cell(rows: Rows, way: str, budget: int) -> Rows:
 
 
 def _against(rows: Rows, source: Source) -> str:
-    """Each rival's figures as a multiple of LDLM's, or minus LDLM's; ? if the seeds' ranges overlap."""
+    """Each rival's figures as a multiple of LDLM's, or minus LDLM's; ? if the seeds' ranges overlap, or of one seed."""
     budgets = sorted({row["budget"] for row in rows})
     lines = []
     for way in WAYS:
@@ -151,7 +151,7 @@ def _compared(mine: Rows, theirs: Rows, against: Mapping[str, str]) -> str:
         own, other = values(mine, key), values(theirs, key)
         if not own or not other:
             return "–"
-        apart = max(own) < min(other) or min(own) > max(other)
+        apart = min(len(own), len(other)) > 1 and (max(own) < min(other) or min(own) > max(other))
         cells.append(FORMS[form](float(np.mean(own)), float(np.mean(other))) + ("" if apart else " ?"))
     return ", ".join(cells)
 

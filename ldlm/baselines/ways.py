@@ -94,10 +94,11 @@ def _own(config: TokenSweepConfig, method: str) -> list[dict[str, Any]]:
 
 def _settings(config: TokenSweepConfig, method: str, given: Mapping[str, Any]) -> list[SamplerOfTokens]:
     """The settings of a sampler, on top of the published ones, with each p of the sweep if it gives none."""
-    found = _sampler(method, given)
-    if _takes_top_ps(found, given):
+    if _takes_top_ps(method, given):
+        # With the least p, since a rule of the nucleus changes something if any p filters.
+        found = _sampler(method, {**given, "top_p": min(config.top_ps)})
         return [replace(found, top_p=p) for p in dict.fromkeys(config.top_ps)]
-    return [found]
+    return [_sampler(method, given)]
 
 
 def _sampler(method: str, given: Mapping[str, Any]) -> Any:
@@ -105,9 +106,10 @@ def _sampler(method: str, given: Mapping[str, Any]) -> Any:
     return configs.drawing_config(SampleConfig, method, {"sampler": given}).sampler
 
 
-def _takes_top_ps(sampler: SamplerOfTokens, given: Mapping[str, Any]) -> bool:
+def _takes_top_ps(method: str, given: Mapping[str, Any]) -> bool:
     """Whether a sampler filters and has no p of its own, published or `given`."""
-    return getattr(sampler, "top_p", None) == 1 and "top_p" not in given
+    published = TOKEN_SAMPLERS[method][given["name"]]()
+    return getattr(published, "top_p", None) == 1 and "top_p" not in given
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class TokenSweep:
     @property
     def takes_top_ps(self) -> bool:
         """Whether any of its samplers is drawn with each p of `top_ps`."""
-        return any(_takes_top_ps(_sampler(self.method, given), given) for given in _own(self.config, self.method))
+        return any(_takes_top_ps(self.method, given) for given in _own(self.config, self.method))
 
     def plan(self) -> dict[str, Any]:
         """Numbers of ways, evaluations and texts that it would take."""

@@ -21,6 +21,7 @@ from ldlm.config.baselines import (
     SamplerOfTokens,
     TokenSamplerName,
     used,
+    used_in_record,
 )
 from ldlm.config.distill import START, DistillConfig, DistilledConfig, UndistilledConfig, distilled, halvings
 from ldlm.config.drawing import drawing_config, owners
@@ -32,6 +33,7 @@ from ldlm.config.fields import (
     from_stored,
     identity,
     merge,
+    names_of,
     setting,
     to_dict,
     types_of,

@@ -33,6 +33,11 @@ class ChainConfig:
         "exact", "exact draws a token only where one is due; race draws over all tokens everywhere, as published"
     )
 
+    @property
+    def idle(self) -> dict[str, str]:
+        """Settings that have no effect given the others, each with the one that decides it."""
+        return {"nucleus_rule": "top_p"} if self.top_p == 1 else {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class MDLMConfig(ChainConfig):
@@ -68,9 +73,10 @@ class ReMDMConfig(ChainConfig):
         return {**data, "eta": default} if data.get("eta") in (None, "none") and default is not None else dict(data)
 
     @property
-    def idle(self) -> tuple[str, ...]:
-        """Settings that have no effect given the others."""
-        return (*("eta",) * (self.schedule == "conf"), *LOOP * (self.schedule != "loop"))
+    def idle(self) -> dict[str, str]:
+        """Settings that have no effect given the others, each with the one that decides it."""
+        found = [*["eta"] * (self.schedule == "conf"), *LOOP * (self.schedule != "loop")]
+        return {**super().idle, **dict.fromkeys(found, "schedule")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,16 +139,14 @@ class PsiConfig(ChainConfig):
     mode_low: PsiMode | None = setting(None, "mode after the middle; none means `mode`, or ancestral for a loop")
 
     @property
-    def idle(self) -> tuple[str, ...]:
-        """Settings that have no effect given the others."""
+    def idle(self) -> dict[str, str]:
+        """Settings that have no effect given the others, each with the one that decides it."""
         modes = {self.mode, self.mode_high or self.mode, self.mode_low or self.mode}
         bands = len(modes) > 1  # then t_on and t_off say where each applies
         looping = self.profile == "loop"
-        return (
-            *("eta",) * (modes == {"ancestral"}),
-            *("t_on", "t_off") * (not bands and not looping),
-            *("alpha_on",) * (not looping),
-        )
+        of_profile = [*["t_on", "t_off"] * (not bands and not looping), *["alpha_on"] * (not looping)]
+        eta = {"eta": "mode"} if modes == {"ancestral"} else {}
+        return {**super().idle, **eta, **dict.fromkeys(of_profile, "profile")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,10 +211,19 @@ TOKEN_SAMPLERS: dict[str, dict[str, type]] = {
     "flm": {"euler": FLMConfig},
 }
 
-# The setting of a sampler that decides whether its η has an effect.
-ETA_BELONGS_TO: dict[type, str] = {ReMDMConfig: "schedule", PsiConfig: "mode"}
+
+def idle(sampler: SamplerOfTokens) -> dict[str, str]:
+    """Settings of a sampler that have no effect given the others, each with the one that decides it."""
+    return sampler.idle if isinstance(sampler, ChainConfig) else {}
 
 
 def used(sampler: SamplerOfTokens) -> dict[str, Any]:
     """Settings of a sampler by name, without those that have no effect given the others."""
-    return {key: value for key, value in asdict(sampler).items() if key not in getattr(sampler, "idle", ())}
+    without = idle(sampler)
+    return {key: value for key, value in asdict(sampler).items() if key not in without}
+
+
+def used_in_record(method: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same of recorded settings of a method's sampler; as they are if this version has no such sampler."""
+    made_by = TOKEN_SAMPLERS.get(method, {}).get(settings.get("name", ""))
+    return settings if made_by is None else used(made_by(**settings))

@@ -70,7 +70,9 @@ class DistillConfig:
     @staticmethod
     def of_file(data: Mapping[str, Any]) -> Mapping[str, Any]:
         """The settings in a file; those of a distilled run are a section of its config.yaml."""
-        found: Mapping[str, Any] = data.get("distillation", data)
+        found = data.get("distillation", data)
+        if not isinstance(found, Mapping):
+            raise InputError(f"distillation must be a mapping of settings, not {found!r}")
         return found
 
     @property

@@ -62,6 +62,11 @@ def types_of(cls: type) -> Mapping[str, Any]:
     return typing.get_type_hints(cls)
 
 
+def names_of(cls: type) -> list[str]:
+    """Names of the settings of a class, in order."""
+    return [field.name for field in dataclasses.fields(cls)]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # To and from plain data
 

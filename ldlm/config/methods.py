@@ -7,7 +7,7 @@ is each method's own: betas, weight decay, weight average, and how it corrupts t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, ClassVar, Literal
 
 from ldlm.config.baselines import (
@@ -21,7 +21,7 @@ from ldlm.config.baselines import (
 )
 from ldlm.config.distill import distilled
 from ldlm.config.export import ExportConfig, WeightPrecision
-from ldlm.config.fields import again, from_dict, from_stored, setting, types_of
+from ldlm.config.fields import again, from_dict, from_stored, names_of, setting, types_of
 from ldlm.config.model import DenoiserSizes, OptimizerConfig, preset
 from ldlm.config.stages import ComputeConfig, SampleConfig, TrainConfig
 from ldlm.errors import InputError
@@ -175,16 +175,12 @@ def of_method(settings: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
 def _check_owner(method: str, settings: Mapping[str, Any], classes: Mapping[str, type], prefix: str = "") -> None:
     """`InputError` for a setting that other methods have; `classes` are those of the settings, by method."""
     for key, value in settings.items():
-        having = {name: types_of(cls)[key] for name, cls in classes.items() if key in _names(cls)}
+        having = {name: types_of(cls)[key] for name, cls in classes.items() if key in names_of(cls)}
         if having and method not in having:
             raise InputError(f"{prefix}{key} is a setting of {', '.join(having)}, and this training is of {method}")
         nested: dict[str, Any] = {name: hint for name, hint in having.items() if is_dataclass(hint)}
         if method in nested and isinstance(value, Mapping):
             _check_owner(method, value, nested, f"{prefix}{key}.")
-
-
-def _names(cls: type) -> list[str]:
-    return [field.name for field in fields(cls)]
 
 
 def unknown(what: object, method: str) -> str:
@@ -213,7 +209,7 @@ def preset_for(cls: type, name: str) -> dict[str, Any]:
         return dict(overrides)
     kept = {key: overrides[key] for key in SHARED_BY_PRESETS if key in overrides}
     denoiser = overrides.get("model", {}).get("denoiser", {})
-    sizes = {key: denoiser[key] for key in _names(DenoiserSizes) if key in denoiser}
+    sizes = {key: denoiser[key] for key in names_of(DenoiserSizes) if key in denoiser}
     return {**kept, "model": {"denoiser": sizes}} if sizes else kept
 
 

@@ -16,6 +16,7 @@ SMOOTH = 0.008  # standard deviation of the smoothing kernel, as a share of a li
 BLUE, ORANGE, GREEN, PURPLE, GREY, GOLD, RED, TEAL = (
     "blue", "orange", "green", "purple", "grey", "gold", "red", "teal",
 )  # fmt: skip
+STAR = 9.0  # radius of a star, in points
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, GREY)
 
 Values = Sequence[float | None]
@@ -101,6 +102,12 @@ class Points:
     def radius(self, index: int) -> float:
         """Radius of the point with that index."""
         return self.radii[index] if self.radii else 3.5
+
+
+def star(name: str, entropy: float, perplexity: float) -> Points:
+    """Real text in a plane of perplexity against entropy."""
+    title = f"{name}: perplexity {number(perplexity)}, entropy {number(entropy)}"
+    return Points(name, GOLD, [entropy], [perplexity], [title], radii=[STAR], shape="star")
 
 
 @dataclass(frozen=True)

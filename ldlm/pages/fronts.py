@@ -7,7 +7,7 @@ from typing import Any
 
 from ldlm.evaluation.fronts import lines
 from ldlm.pages.chart import GOLD, SERIES, Axis, Chart, Line, Points, number
-from ldlm.pages.results import PPL_LOG, scored
+from ldlm.pages.results import PPL_LOG, of_real, scored
 
 Row = Mapping[str, Any]
 
@@ -49,16 +49,9 @@ def _against(frontier: Row, title: str, cost: tuple[str, Axis], figure: tuple[st
 
 def _plane(frontier: Row) -> Chart:
     """Perplexity against entropy, with real text as a star; labels are budgets."""
-    marks = [*_marks(frontier, "entropy", "gen_ppl"), *_real(frontier["real"])]
+    marks = [*_marks(frontier, "entropy", "gen_ppl"), *of_real(frontier["real"])]
     note = "Numbers are evaluations at most. A low perplexity at an entropy below that of real text is no win."
     return Chart("Perplexity and entropy", _ENTROPY, PPL_LOG, marks, note)
-
-
-def _real(real: Row | None) -> list[Points]:
-    if real is None or real["gen_ppl"] is None:
-        return []
-    title = f"real text: perplexity {number(real['gen_ppl'])}, entropy {number(real['entropy'])}"
-    return [Points("real text", GOLD, [real["entropy"]], [real["gen_ppl"]], [title], radii=[9], shape="star")]
 
 
 def _marks(frontier: Row, x: str, y: str) -> list[Points]:

@@ -112,8 +112,7 @@ def _how(report: Report[configs.TokenTrainConfig], one: SampleSet) -> str:
     sampler = one.about["config"]["sampler"]
     made_by = configs.TOKEN_SAMPLERS[report.config.method].get(sampler["name"])
     default = {} if made_by is None else configs.to_dict(made_by())
-    if made_by is not None:
-        sampler = configs.used(made_by(**sampler))
+    sampler = configs.used_in_record(report.config.method, sampler)
     default |= {"steps": sampler["steps"], "top_p": None}  # steps are told below, and top_p whenever it is set
     told = [f", {key} {value}" for key, value in sampler.items() if value != default.get(key)]
     return (

@@ -23,6 +23,7 @@ from ldlm.pages.chart import (
     Mark,
     Points,
     number,
+    star,
 )
 
 LARGEST = 9.0  # radius of the slowest marker of the frontier, in points
@@ -80,17 +81,20 @@ def frontier(sweep: Row) -> list[Chart]:
 
 
 def _plane(sweep: Row) -> Chart:
-    marks = [*_finalists(sweep, "entropy"), *_externals(sweep, "entropy", sweep["externals"])]
-    real = sweep["real"]
-    if real is not None and real["gen_ppl"] is not None:
-        title = f"real text: perplexity {number(real['gen_ppl'])}, entropy {number(real['entropy'])}"
-        marks.append(Points("real text", GOLD, [real["entropy"]], [real["gen_ppl"]], [title], radii=[9], shape="star"))
+    marks = [*_finalists(sweep, "entropy"), *_externals(sweep, "entropy", sweep["externals"]), *of_real(sweep["real"])]
     marks = [mark for mark in marks if len(mark.x)]
     screened = scored(sweep["screened"])
     near, far = _around(screened, marks)
     cloud = Cloud("screened", GREY, [row["entropy"] for row in near], [row["gen_ppl"] for row in near])
     note = _NUMBERED + (f" {far:,} of {len(screened):,} that were screened lie outside." if far else "")
     return Chart("Perplexity and entropy", Axis("entropy, nats"), PPL_LOG, [cloud, *marks], note)
+
+
+def of_real(real: Row | None) -> list[Points]:
+    """The star of real text; none without a perplexity of it."""
+    if real is None or real["gen_ppl"] is None:
+        return []
+    return [star("real text", real["entropy"], real["gen_ppl"])]
 
 
 def _budgets(sweep: Row) -> Chart:

@@ -211,6 +211,8 @@ def _denoiser(model: Any, shapes: Shapes) -> int:
 
 def _scored(job: Job, scale: str) -> Cost:
     texts = job.settings if isinstance(job.settings, int) else job.settings.pairs * (job.settings.points + 1)
+    if "--mauve" in job.words:  # the features of all texts, and those of as many real ones as a set has
+        texts += texts + job.run.texts
     tokens = texts * job.run.shapes.seq_len
     sizes = configs.PretrainConfig(**settings.SCORER, vocab_size=settings.VOCABULARY)
     scorer = SCORER_PARAMETERS if scale != TINY else _small(sizes)

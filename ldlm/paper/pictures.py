@@ -13,7 +13,7 @@ from ldlm import config as configs
 from ldlm import files
 from ldlm.config import LDLM
 from ldlm.pages import drawing
-from ldlm.pages.chart import GOLD, GREY, PURPLE, SERIES, Axis, Chart, Line, Points, number, percent
+from ldlm.pages.chart import GREY, PURPLE, SERIES, Axis, Chart, Line, Points, number, percent, star
 from ldlm.pages.curves import STEP, centres, of_kind, over_steps
 from ldlm.pages.results import PPL_LOG
 from ldlm.paper import findings
@@ -72,9 +72,7 @@ def _of_method(result: Result, row: Row, place: int, seconds: Mapping[tuple[str,
 def _star(result: Result, row: Row) -> Points | None:
     if _mean(result, row, "gen_ppl") is None:
         return None
-    x, y = _known(result, row, "entropy"), _known(result, row, "gen_ppl")
-    title = f"{row.name}: perplexity {number(y)}, entropy {number(x)}"
-    return Points(row.name, GOLD, [x], [y], [title], radii=[LARGEST], shape="star")
+    return star(row.name, _known(result, row, "entropy"), _known(result, row, "gen_ppl"))
 
 
 def _mean(result: Result, row: Row, quantity: str, budget: int | None = None) -> float | None:

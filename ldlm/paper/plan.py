@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from ldlm import config as configs
+from ldlm import files
 from ldlm.config import ExtractConfig, FinetuneConfig, InterpolateConfig, PretrainConfig
 from ldlm.paper import settings
 from ldlm.paper.exhibits import Exhibit, Group
@@ -223,8 +224,12 @@ class RowJobs:
         if config is None:
             return None
         chosen = changed(config, FinetuneConfig()) | {"layers": config.layers}
+        name = f"layers-{config.layers}"
+        if config != _first_decoder(config, run.settings, tiny=self.tiny):
+            name = f"{name}-{files.sha256_json(chosen)[:8]}"
+            chosen |= {"name": name}
         words = ("finetune-decoder", "--run", run.output, "--features", run.needs[0], *flags(chosen), *self._device())
-        place = f"{run.output}/decoders/layers-{config.layers}"
+        place = f"{run.output}/decoders/{name}"
         return Job("decoder", words, place, (run.output, run.needs[0]), settings=config, run=self)
 
     def of_texts(self) -> Measured:
@@ -248,13 +253,13 @@ class RowJobs:
         evaluations = budget or (settings.TINY_EVALUATIONS if self.tiny else self.exhibit.evaluations)
         config = settings.sampling(self.row, self.size.scale, evaluations, self.texts, 0)
         words = ["sample", "--run", run.output]
+        given = {**self.row.stages.get("sampler", {}), **self.row.tiny.stages.get("sampler", {})}
         if self.row.method == configs.LDLM:
             words += ["--sampler", "paper", "--decoder", "joint" if decoder is None else decoder.output.split("/")[-1]]
-            own = {name: getattr(config.sampler, name) for name in ("steps", "final", "temperature")}
+            given = {**settings.SAMPLER, **given}
         else:
-            given = {**self.row.stages.get("sampler", {}), **self.row.tiny.stages.get("sampler", {})}
             words += ["--sampler", config.sampler.name]
-            own = {name: getattr(config.sampler, name) for name in ("steps", *given) if name != "name"}
+        own = {name: getattr(config.sampler, name) for name in ("steps", *given) if name != "name"}
         words += [*flags({**own, "num_samples": self.texts}), *self._batch()]
         label = f"{run.output.split('/')[-1].split('-')[0]}-{evaluations}"
         place = named("texts", label, *words)
@@ -332,3 +337,15 @@ def _named_by(config: configs.AnyTrainConfig) -> dict[str, Any]:
         if section in found and found[section][name] == nothing:
             del found[section][name]
     return found
+
+
+def _first_decoder(config: FinetuneConfig, run: configs.TrainConfig, *, tiny: bool) -> FinetuneConfig:
+    """The decoder of the first tables with as many layers, which was trained without a digest and keeps its name."""
+    given: dict[str, Any]
+    if tiny:
+        given = {"steps": max(1, round(0.4 * run.steps)), "save_every": max(1, run.steps // 10)}
+    elif run.model.token_decoder.mode == "deferred":  # Table 3
+        given = {}
+    else:  # Table 5
+        given = {"steps": 200_000, "batch_size": 512, "sigma_dec": 3.0}
+    return FinetuneConfig(layers=config.layers, seed=config.seed, **given)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,9 +10,8 @@ from pathlib import Path
 from ldlm import children, files
 from ldlm.errors import InputError, Stopped
 from ldlm.locks import passed_on
-from ldlm.paper import text
+from ldlm.paper import origin, text
 from ldlm.paper.jobs import Job
-from ldlm.paper.origin import COMMANDS
 from ldlm.paper.plan import held_out_rows
 from ldlm.progress import Progress
 from ldlm.runtime import Stop, occasion
@@ -102,8 +100,7 @@ class Runner:
         done = children.run([*job.words, "--json"], self.folder, lock, stop)
         spent = {"seconds": done.seconds, "cpu_seconds": done.cpu_seconds}
         line = {"ldlm": list(job.words), "makes": job.mark, "status": done.status, **spent, **occasion()}
-        with open(self.folder / COMMANDS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        origin.append(self.folder / origin.COMMANDS, line)
         if done.status == TEMPORARY_FAILURE and not stop.wished:
             raise Stopped(f"{job.kind} {job.output} was stopped")
         if done.status:

@@ -562,7 +562,9 @@ def test_a_run_is_no_model_that_python_opens(trained):
 
 
 def test_the_number_of_a_trace_needs_a_trace(refuse, trained):
-    assert "add --trace DIR" in refuse("sample", "--run", trained, "--trace-text", 3)
+    for given in (("--trace-text", 3), ("--trace-frames", 5), ("--trace-times", 0.3, 0.5), ("--set", "trace_text=3")):
+        line = refuse("sample", "--run", trained, *given)
+        assert line.startswith("--trace-") and line.endswith("add --trace DIR")
 
 
 def test_a_dry_run_of_a_sweep_reads_what_stands_beside_it(refuse, trained, gpt2):

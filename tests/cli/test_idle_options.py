@@ -100,6 +100,100 @@ def test_a_setting_of_another_solver_changes_nothing(refuse, succeed, ldlm, trai
     assert succeed(*draw, "--config", dumped, "--dry-run")["texts"] == 1  # the defaults are no settings of the user's
 
 
+@pytest.mark.parametrize(
+    ("method", "given", "key", "because_of"),
+    [
+        ("mdlm", {"name": "remdm", "t_on": 0.6}, "t_on", "schedule=rescale"),
+        ("mdlm", {"name": "remdm", "alpha_on": 0.5, "t_off": 0.2}, "t_off", "schedule=rescale"),
+        ("mdlm", {"name": "remdm", "schedule": "conf", "eta": 0.1}, "eta", "schedule=conf"),
+        ("duo", {"name": "psi", "alpha_on": 0.3}, "alpha_on", "profile=linear"),
+        ("duo", {"name": "psi", "t_on": 0.6}, "t_on", "profile=linear"),
+        ("duo", {"name": "psi", "mode": "ancestral", "eta": 0.1}, "eta", "mode=ancestral"),
+        ("duo", {"name": "psi", "top_p": 1, "nucleus_rule": "exclusive"}, "nucleus_rule", "top_p=1.0"),
+        ("mdlm", {"nucleus_rule": "inclusive"}, "nucleus_rule", "top_p=1.0"),
+    ],
+)
+def test_a_setting_that_a_sampler_does_not_use_is_refused_with_what_decides_it(method, given, key, because_of):
+    for stage in (configs.SampleConfig, configs.ExportConfig):
+        with pytest.raises(InputError) as refused:
+            configs.drawing_config(stage, method, {"sampler": given})
+        line = f"sampler.{key} changes nothing with sampler.{because_of}; leave it out, or choose another "
+        assert str(refused.value) == line + because_of.split("=")[0]
+
+
+def test_settings_that_a_sampler_uses_and_defaults_are_taken():
+    for method, given in (
+        ("mdlm", {"name": "remdm", "schedule": "loop", "t_on": 0.6, "alpha_on": 0.5}),
+        ("mdlm", {"nucleus_rule": "inclusive", "top_p": 0.9}),
+        ("duo", {"name": "psi", "profile": "loop", "alpha_on": 0.3}),
+        ("duo", {"name": "psi", "mode_high": "ancestral", "t_on": 0.6}),
+        ("duo", configs.to_dict(configs.token_sampler("duo", {}))),
+    ):
+        made = configs.drawing_config(configs.SampleConfig, method, {"sampler": given})
+        assert {key: getattr(made.sampler, key) for key in given} == given
+
+
+def test_a_rule_of_the_nucleus_is_used_by_a_sweep_in_which_any_p_filters(refuse, succeed, rival, gpt2):
+    base = ("sweep", "--scorer", gpt2, "--device", "cpu", "--dry-run", "--run", rival("mdlm"), "--budgets", 4)
+    asked = ("--token-samplers", "ancestral:nucleus_rule=inclusive")
+    assert succeed(*base, *asked, "--top-ps", 1, 0.9)["ways"] == 2
+    assert "sampler.nucleus_rule changes nothing" in refuse(*base, *asked, "--top-ps", 1)
+
+
+def test_texts_that_were_begun_with_settings_of_no_effect_go_on(succeed, trained, rival, tmp_path):
+    for run, section, idle in (
+        (rival("mdlm"), "sampler", {"nucleus_rule": "inclusive"}),
+        (trained, None, {"trace_frames": 5}),
+    ):
+        out = tmp_path / f"{run.name}.jsonl"
+        draw = ("sample", "--run", run, "--steps", 2, "--device", "cpu", "--output", out, "--num-samples")
+        succeed(*draw, 1)
+        record = files.read_json(out.with_name(f"{out.name}.meta.json"))
+        (record["config"][section] if section else record["config"]).update(idle)
+        files.write_json(out.with_name(f"{out.name}.meta.json"), record)
+        assert succeed(*draw, 2)["config"]["num_samples"] == 2
+
+
+def test_initial_weights_of_gpt2_are_not_berts(refuse, corpus):
+    line = refuse("pretrain-encoder", "--data", corpus, "--arch", "bert", "--init", "width", "--dry-run")
+    assert line == "--init width is for GPT-2, and BERT starts with its published weights; leave it out"
+
+
+@pytest.mark.parametrize("idle", [("--encoder", "bert"), ("--layer", 5)])
+def test_settings_of_features_change_no_size_of_a_preset(refuse, succeed, idle):
+    base = ("train", "--preset", "owt-128", "--dry-run")
+    assert refuse(*base, *idle) == f"{idle[0]} is for --features online; add it, or leave the option out"
+    assert succeed(*base, "--seq-len", 64)["flops_per_token"] > 0
+
+
+def test_values_count_and_not_the_way_in_which_they_are_given(refuse):
+    line = refuse("interpolate", "--run", "nosuch", "--set", "encoder=foo", "--dry-run")
+    assert line.startswith("--encoder is for --from and --to")
+    line = refuse("interpolate", "--run", "nosuch", "--from", "a", "--to", "b", "--set", "pairs=9")
+    assert line.startswith("--pairs is for pairs of held-out texts")
+
+
+@pytest.mark.parametrize("text", ["stories", "python"])
+def test_a_text_that_is_no_file_has_no_field(refuse, text, tmp_path):
+    line = refuse("quickstart", "--text", text, "--text-column", "nope", "--output", tmp_path / "out")
+    assert line.startswith("--text-column names the field of a file") and f"--text {text} is none" in line
+    assert refuse("quickstart", "--text", text, "--text-column", "nope", "--dry-run") == line
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_list_of_the_papers_tables_takes_no_settings(refuse):
+    line = refuse("paper", "list", "--text", "foo", "--row", "x", "--report")
+    assert line == "list shows all tables and figures; leave --row --text --report out"
+
+
+def test_devices_are_counted_by_dry_runs_and_scripts_alone(refuse, succeed, tmp_path):
+    base = ("paper", "table-7", "--output", tmp_path / "out")
+    line = "are for --dry-run and for the script of --scale paper; leave them out"
+    assert refuse(*base, "--device-name", "H100", "--devices", 8) == f"--device-name and --devices {line}"
+    assert refuse(*base, "--devices", 8).startswith("--devices is for --dry-run")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_sampler_that_a_model_brings_with_it_is_not_the_users():
     base = {"sampler": {"solver": "ddim", "eta": 0.5}}
     made = configs.drawing_config(configs.SampleConfig, configs.LDLM, {"sampler": {"solver": "heun"}}, base=base)

@@ -9,6 +9,7 @@ import textwrap
 import pytest
 from PIL import Image
 
+from ldlm.pages import plots
 from ldlm.stages import train
 
 PICTURES = {"training.png", "dynamics.png", "timesteps.png"}
@@ -45,6 +46,14 @@ def test_several_runs_go_into_one_picture(trained, run_copy, succeed, refuse, tm
     assert drawn[-1] == str(tmp_path / "both" / "dynamics.png")
     with Image.open(drawn[-1]) as both, Image.open(trained / "plots" / "dynamics.png") as one:
         assert both.tobytes() != one.tobytes()
+
+
+def test_runs_in_folders_of_one_name_are_told_apart_by_their_paths(run_copy, succeed, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(plots, "dynamics", lambda path, courses: drawn.update({path.parent.name: [*courses]}))
+    runs = [shutil.copytree(run_copy, tmp_path / name / "run") for name in "ab"]
+    succeed("plot", *runs, "--output", tmp_path / "both")
+    assert drawn["both"] == ["a-run", "b-run"]
 
 
 @pytest.mark.parametrize("what", ["nothing", "no run", "no metrics"])

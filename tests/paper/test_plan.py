@@ -34,6 +34,53 @@ def test_trainings_keep_the_names_under_which_tables_were_begun():
     assert runs == {"runs/ldlm-88314470", "runs/ldlm-15b343e1"}
 
 
+def decoding_jobs(scale="tiny", row="table-5/layers-2"):
+    """The jobs of a row from its decoder on, by kind."""
+    jobs = planned("table-5" if "table-5" in row else "table-3", scale, rows=[row], seeds=1, sampling_seeds=1).jobs
+    return {job.kind: job for job in jobs if job.kind in ("decoder", "sample", "evaluate")}
+
+
+def test_decoders_keep_the_names_under_which_tables_were_begun():
+    for scale, row, layers in (
+        ("tiny", "table-5/layers-2", 2),
+        ("paper", "table-5/layers-2", 2),
+        ("paper", "table-3/ldlm", 3),
+    ):
+        decoder = decoding_jobs(scale, row)["decoder"]
+        assert decoder.output.endswith(f"/decoders/layers-{layers}") and "--name" not in decoder.words
+
+
+@pytest.mark.parametrize("scale", ["tiny", "paper"])
+def test_decoders_of_other_settings_are_other_ones_and_so_are_their_texts_and_scores(scale, monkeypatch):
+    """Else what was made with the old settings would be taken up in silence."""
+    before = decoding_jobs(scale)
+    if scale == "tiny":
+        monkeypatch.setattr(settings, "DECODER_SHARE", 0.1)
+    else:
+        whole = settings.decoder
+        monkeypatch.setattr(settings, "decoder", lambda *args, **kwargs: replace(whole(*args, **kwargs), sigma_dec=2.0))
+    after = decoding_jobs(scale)
+    assert [kind for kind, job in after.items() if job.mark == before[kind].mark] == []
+    name = after["decoder"].output.split("/")[-1]
+    assert name.startswith("layers-2-") and f"--name {name}" in words(after["decoder"])
+    assert f"--decoder {name}" in words(after["sample"])
+
+
+def test_a_row_that_draws_with_another_solver_says_so_in_its_commands(monkeypatch):
+    """At the moment no row of LDLM does."""
+    load = exhibits.load
+
+    def with_solver(name):
+        exhibit, given = load(name), {"sampler": {"solver": "heun"}}
+        groups = [replace(one, rows=tuple(replace(row, stages=given) for row in one.rows)) for one in exhibit.groups]
+        return replace(exhibit, groups=tuple(groups))
+
+    before = of_kind(planned("table-7", rows=["resampler"]), "sample")[0]
+    monkeypatch.setattr(exhibits, "load", with_solver)
+    after = of_kind(planned("table-7", rows=["resampler"]), "sample")[0]
+    assert "--solver heun" in words(after) and after.mark != before.mark
+
+
 def of_kind(plan, kind):
     return [job for job in plan.jobs if job.kind == kind]
 
@@ -210,6 +257,15 @@ def test_a_training_costs_its_steps_times_the_flops_of_one():
     assert [stage["stage"] for stage in one["stages"]] == [
         "encoder", "scorer", "features", "reference", "train", "sample", "evaluate"
     ]  # fmt: skip
+
+
+def test_mauve_costs_a_pass_over_every_set_and_one_over_the_reference():
+    found = {}
+    for mauve in (False, True):
+        (job,) = of_kind(planned("table-7", rows=["resampler"], seeds=1, sampling_seeds=2, mauve=mauve), "evaluate")
+        found[mauve] = costs.of_job(job, "tiny")
+    assert found[True].flops / found[False].flops == pytest.approx((2 + 2 + 1) / 2)
+    assert found[True].tokens == found[False].tokens + 3 * 250 * 64
 
 
 def test_encoder_and_scorer_cost_the_vocabulary_that_their_words_ask_for():

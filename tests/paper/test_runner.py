@@ -12,6 +12,7 @@ from patience import patience
 from ldlm import runtime
 from ldlm.errors import InputError
 from ldlm.locks import passed_on
+from ldlm.paper import origin
 from ldlm.paper import runner as runners
 from ldlm.paper.jobs import Job
 from ldlm.paper.plan import TEXT
@@ -48,6 +49,25 @@ def test_jobs_run_once_in_the_order_of_their_needs_and_what_is_gone_is_made_agai
     (runner.folder / "kept/second.json").unlink()
     runner.run(jobs)
     assert outputs(runner.folder)[2:] == ["second"]
+
+
+def test_a_command_that_was_listed_in_part_does_not_cost_the_next_one(runner):
+    runner.folder.mkdir()
+    log = runner.folder / "commands.jsonl"
+    log.write_text('{"ldlm": ["sa')
+    runner.run([job("one"), job("two")])
+    assert [line["makes"] for line in origin.read(log)] == ["kept/one.json", "kept/two.json"]
+    assert len(log.read_text().splitlines()) == 3
+
+
+def test_a_log_is_read_without_lines_that_are_no_records(tmp_path):
+    log, whole = tmp_path / "commands.jsonl", {"ldlm": ["sample", "--prompt", "a\u2028b"]}
+    assert list(origin.read(log)) == []
+    origin.append(log, whole)
+    with open(log, "ab") as file:
+        file.write(b'3\n\n{"ldlm": ["\xe2\x80')
+    origin.append(log, whole)
+    assert list(origin.read(log)) == [whole, whole]
 
 
 def test_every_command_is_listed_with_what_it_makes_where_and_when(runner, monkeypatch):

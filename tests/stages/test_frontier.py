@@ -281,6 +281,12 @@ def changed(run, to, **encoder_and_shapes):
     return to
 
 
+def test_runs_in_folders_of_one_name_are_told_apart_by_their_paths(rival, succeed, gpt2, tmp_path):
+    runs = [shutil.copytree(rival("mdlm"), tmp_path / name / "run") for name in "ab"]
+    plan = succeed("sweep", "--run", *runs, "--budgets", 2, "--scorer", gpt2, "--dry-run")
+    assert plan["runs"].keys() == {"a-run", "b-run"}
+
+
 def test_what_does_not_fit_together_is_refused_in_one_line(runs, rival, gpt2, refuse, tmp_path):
     mdlm, out = runs[1], tmp_path / "out"
 
@@ -302,15 +308,12 @@ def test_what_does_not_fit_together_is_refused_in_one_line(runs, rival, gpt2, re
         assert not out.exists()
         return line
 
-    assert refused(mdlm, mdlm) == f"--run names {mdlm} twice; give it once"
+    assert refused(mdlm, mdlm) == f"{mdlm}, {mdlm} name a folder twice; give each once"
     link = tmp_path / "again"
     link.symlink_to(mdlm)
-    assert refused(mdlm, link) == f"--run names {mdlm} twice, once as {link}; give it once"
-    with pytest.raises(InputError, match="twice; give it once"):
+    assert refused(mdlm, link) == f"{mdlm}, {link} name a folder twice; give each once"
+    with pytest.raises(InputError, match="name a folder twice"):
         sweep.run(FrontierConfig(**SMALL), [mdlm, mdlm], out)
-    namesake = shutil.copytree(mdlm, tmp_path / "other" / "run-mdlm")
-    assert refused(mdlm, namesake).startswith(f"{mdlm} and {namesake} are both named 'run-mdlm'")
-    assert "both named" in refused(mdlm, namesake, more=("--dry-run",))
     words = changed(mdlm, tmp_path / "words", encoder={"tokenizer": "0" * 64})
     assert refused(*runs, words).startswith(f"{runs[0]} and {words} have different tokenizers")
     assert "different tokenizers" in refused(*runs, words, more=("--dry-run",))

@@ -82,6 +82,13 @@ def test_what_does_not_go_together_is_refused_in_one_line(refuse, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_mauve_that_is_not_installed_is_missed_before_anything_is_trained(tmp_path, refuse, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mauve", None)
+    out = tmp_path / "out"
+    assert refuse("paper", "table-7", "--mauve", "on", "--output", out).startswith("MAUVE needs the package mauve-text")
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(("texts", "computed"), [(19, False), (20, True), (None, True)])
 def test_mauve_is_left_out_below_the_fewest_texts_that_it_takes(texts, computed, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)

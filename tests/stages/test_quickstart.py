@@ -13,7 +13,7 @@ from ldlm.errors import InputError
 from ldlm.evaluation import samples
 from ldlm.evaluation.boundaries import Boundaries
 from ldlm.hub import load_tokenizer
-from ldlm.stages import quickstart
+from ldlm.stages import quickstart, source_text
 from ldlm.stages.source_stories import Stories
 from ldlm.stages.source_text import RealText
 from ldlm.stages.sources import Judged, Sizes
@@ -221,3 +221,14 @@ def test_all_of_it_is_killed_at_every_stage_and_goes_on(text, monkeypatch, tmp_p
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert quickstart.run(config, out).complete
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+@pytest.mark.parametrize("path", [None, "novels.txt"])
+def test_a_text_that_is_too_short_is_named_with_what_to_give(path, monkeypatch, notes):
+    monkeypatch.setattr(source_text.textfiles, "remarks", lambda paths, column: [])
+    monkeypatch.setattr(source_text.splitting, "shuffled", lambda *args, **kwargs: ["a", "b", "c"])
+    with pytest.raises(InputError) as refused:
+        RealText(path).parts(QuickstartConfig(), notes)
+    whose, remedy = (path, "a longer text") if path else ("Python's documentation and the docstrings of", "--text FILE")
+    assert str(refused.value).startswith(f"3 characters in 3 documents are too few, of {whose}")
+    assert str(refused.value).endswith(f"give {remedy}")

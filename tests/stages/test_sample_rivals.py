@@ -124,11 +124,11 @@ def test_an_interrupted_file_is_taken_up_and_a_finished_one_extended(rival, tmp_
 def test_the_record_says_how_it_was_drawn_and_the_result_what_it_took(rival, succeed, tmp_path):
     run, out = rival("mdlm"), tmp_path / "remdm.jsonl"
     draw = ("sample", "--run", run, "--sampler", "remdm", "--num-samples", 4, "--steps", 6, "--device", "cpu")
-    result = succeed(*draw, "--top-p", 0.8, "--set", "sampler.t_on=0.6", "--output", out)
+    result = succeed(*draw, "--top-p", 0.8, "--schedule", "cap", "--output", out)
     record = json.loads((tmp_path / "remdm.jsonl.meta.json").read_text())
     assert record["config"]["sampler"] == {
         "name": "remdm", "steps": 6, "top_p": 0.8, "nucleus_rule": "exclusive", "end": "argmax", "drawing": "exact",
-        "schedule": "rescale", "eta": 0.015, "t_on": 0.6, "t_off": 0.05, "alpha_on": 0.9,
+        "schedule": "cap", "eta": 0.008, "t_on": 0.55, "t_off": 0.05, "alpha_on": 0.9,
     }  # fmt: skip
     opened = TrainedTokenRun(run, CPU)
     assert (record["method"], record["precision"]) == ("mdlm", "fp32")
@@ -181,7 +181,8 @@ def test_what_is_printed_names_sampler_rows_and_evaluations(rival, ldlm, tmp_pat
 
 
 def test_settings_read_back_as_themselves(rival, ldlm, tmp_path):
-    given = ("--run", rival("duo"), "--sampler", "psi", "--mode", "cap", "--eta", 0.2, "--set", "sampler.t_on=0.6")
+    sets = ("--set", "sampler.mode_high=rescale", "--set", "sampler.t_on=0.6")
+    given = ("--run", rival("duo"), "--sampler", "psi", "--mode", "cap", "--eta", 0.2, *sets)
     first = ldlm("sample", *given, "--dump-config").stdout
     (tmp_path / "c.yaml").write_text(first)
     again = ldlm("sample", "--run", rival("duo"), "--config", tmp_path / "c.yaml", "--dump-config")
@@ -217,7 +218,8 @@ def test_settings_that_change_nothing_are_in_no_table():
     assert idle("duo", name="psi", mode="ancestral") == {"eta", *loop}
     assert idle("duo", name="psi", mode_high="cap") == {"alpha_on"}
     assert idle("duo", name="psi", mode="ancestral", profile="loop") == {"eta"}
-    assert idle("candi") == idle("flm") == idle("duo") == set()
+    assert idle("candi") == idle("flm") == idle("duo", top_p=0.9) == set()
+    assert idle("duo") == {"nucleus_rule"}
     for given in (("remdm", "schedule=conf"), ("psi", "mode=ancestral")):  # as they are dumped they are read
         base = configs.assignments([f"sampler.name={given[0]}", f"sampler.{given[1]}"])
         method = "mdlm" if given[0] == "remdm" else "duo"
