@@ -50,19 +50,19 @@ from ldlm.stages import (
 )
 from ldlm.stages.source_stories import Stories
 from ldlm.stages.source_text import RealText
-from ldlm.stages.sources import Claims, Judged, Source
+from ldlm.stages.sources import Claims, Judged, QuickstartText
 
 SEQ_LEN = 64
 VOCABULARY = 2_048  # size for a tokenizer that is trained with the encoder
 EARLIER = {"solver": "dpm++2m-sde", "steps": 32, "temperature": 0.5}  # sampler of quickstarts that do not record theirs
 
 
-def named(text: str) -> Source:
+def named(text: str) -> QuickstartText:
     """The source that `--text` names: stories, python, or a file."""
     return Stories() if text == Stories.name else RealText(None if text == "python" else text)
 
 
-def of(summary: Mapping[str, Any]) -> Source:
+def of(summary: Mapping[str, Any]) -> QuickstartText:
     """The source of a finished quickstart; those of earlier versions, which do not name it, had real text."""
     return Stories() if summary.get("source") == Stories.name else RealText(None)
 
@@ -84,7 +84,7 @@ class Plan:
     out: Path
 
     @cached_property
-    def source(self) -> Source:
+    def source(self) -> QuickstartText:
         """The source of the texts."""
         return named(self.config.text)
 

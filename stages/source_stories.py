@@ -14,7 +14,7 @@ from ldlm.evaluation import samples, validity
 from ldlm.pages import plots
 from ldlm.progress import Progress
 from ldlm.stages import evaluate, stories
-from ldlm.stages.sources import Claims, Judged, Sizes, Source, entropies
+from ldlm.stages.sources import Claims, Judged, QuickstartText, Sizes, entropies
 from ldlm.stories import process
 
 HEADING = "The first whole stories of the samples, not chosen"
@@ -22,7 +22,7 @@ NO_STORY = "None of the samples has a whole story"
 
 
 @dataclass(frozen=True)
-class Stories(Source):
+class Stories(QuickstartText):
     """The stories of `ldlm stories`."""
 
     name: ClassVar[str] = "stories"

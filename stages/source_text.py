@@ -19,11 +19,11 @@ from ldlm.hub import load_tokenizer
 from ldlm.pages import plots
 from ldlm.progress import Progress
 from ldlm.stages import evaluate, features
-from ldlm.stages.sources import Claims, Judged, Sizes, Source, entropies
+from ldlm.stages.sources import Claims, Judged, QuickstartText, Sizes, entropies
 
 
 @dataclass(frozen=True)
-class RealText(Source):
+class RealText(QuickstartText):
     """The user's file, or English prose that ships with Python and the installed packages.
 
     It has three parts: the encoder and the LDLM train on one, the scorer trains on another, and the third is held out.

@@ -47,7 +47,7 @@ class Judged:
         return self.out / "run" / "samples.jsonl"
 
 
-class Source(ABC):
+class QuickstartText(ABC):
     """A source of text, from its documents to the table of what was drawn."""
 
     name: ClassVar[str]  # in the manifest

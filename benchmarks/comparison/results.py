@@ -18,7 +18,7 @@ from benchmarks.comparison.plan import (
     flops_per_token,
     run_path,
 )
-from benchmarks.comparison.sources import Source
+from benchmarks.comparison.sources import ComparisonText
 from ldlm import artifact, files
 from ldlm.errors import InputError
 from ldlm.paper import origin
@@ -38,7 +38,7 @@ def autoregressive_texts(seed: int) -> Path:
 # Figures
 
 
-def collect(source: Source, folder: Path, seeds: Sequence[int], budgets: Sequence[int]) -> dict[str, Any]:
+def collect(source: ComparisonText, folder: Path, seeds: Sequence[int], budgets: Sequence[int]) -> dict[str, Any]:
     """The figures of everything finished so far; `InputError` if not even the real texts are measured.
 
     Sets of texts are compared, so smaller ones than the real texts' are left out: they were measured before `--texts`
@@ -187,7 +187,7 @@ def _first(path: Path) -> list[str]:
 # Files
 
 
-def read(path: Path, source: Source) -> dict[str, Any]:
+def read(path: Path, source: ComparisonText) -> dict[str, Any]:
     """A record written by `write`; `InputError` if it is not one of this source."""
     try:
         record = files.read_json(path)
@@ -206,7 +206,7 @@ def measured_at(folder: Path, others: Collection[Mapping[str, Any]], *, here: bo
     return origin.of_records(origin.read(folder / origin.COMMANDS), others, here=here)
 
 
-def write(figures: Mapping[str, Any], source: Source, measured: Origin, out: Path | None) -> None:
+def write(figures: Mapping[str, Any], source: ComparisonText, measured: Origin, out: Path | None) -> None:
     """Print the tables with samples; into `out`, also write them, the figures as JSON and the picture."""
     date, hardware = measured.date, measured.hardware
     head = (

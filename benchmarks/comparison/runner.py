@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.comparison import autoregressive, plan, results
 from benchmarks.comparison.plan import AUTOREGRESSIVE, EQUAL_FLOPS, EQUAL_STEPS, LDLM, NAMES, RIVALS, Draw, run_path
-from benchmarks.comparison.sources import RealText, Source
+from benchmarks.comparison.sources import ComparisonText, RealText
 from ldlm import children, files, locks, memory, runtime
 from ldlm.errors import InputError, Stopped
 from ldlm.paper import origin
@@ -35,7 +35,7 @@ from ldlm.paper import origin
 class Comparison:
     """The folder of a comparison, and its sizes."""
 
-    source: Source
+    source: ComparisonText
     folder: Path
     steps: int  # of every training but LDLM's with equal FLOPs
     texts: int  # of each set
@@ -261,7 +261,7 @@ def options(
     return parser
 
 
-def go(chosen: argparse.Namespace, source: Source) -> None:
+def go(chosen: argparse.Namespace, source: ComparisonText) -> None:
     """Run a comparison on a source, and write down what is finished."""
     memory.keep_freed()  # as the commands do
     comparison = Comparison(source, chosen.output.absolute(), chosen.steps, chosen.texts)

@@ -29,7 +29,7 @@ Rows = Sequence[Mapping[str, Any]]
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # title, head and rows
 
 
-class Source(ABC):
+class ComparisonText(ABC):
     """A source of text: its documents, its judge, and the figures in its tables."""
 
     stem: ClassVar[str]  # of the result files
@@ -75,7 +75,7 @@ def write_part(folder: Path, name: str, documents: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
-class RealText(Source):
+class RealText(ComparisonText):
     """A file of text: a fifth for training and held-out rows, the rest for the scorer, with the same tokenizer."""
 
     stem: ClassVar[str] = "comparison"

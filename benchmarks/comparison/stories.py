@@ -38,7 +38,7 @@ WORDS = "tokenizer"
 
 
 @dataclass(frozen=True)
-class Stories(sources.Source):
+class Stories(sources.ComparisonText):
     """The stories of `ldlm stories`."""
 
     stem: ClassVar[str] = "stories-frontier"

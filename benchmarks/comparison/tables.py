@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.comparison.plan import AUTOREGRESSIVE, EQUAL_FLOPS, EQUAL_STEPS, LDLM, NAMES, REGIMES, WAYS
-from benchmarks.comparison.sources import Rows, Source
+from benchmarks.comparison.sources import ComparisonText, Rows
 from ldlm import markdown
 
 TITLES = {EQUAL_STEPS: "Equal steps", EQUAL_FLOPS: "Equal training FLOPs"}
@@ -32,7 +32,7 @@ def number(value: float, *, like: float | None = None) -> str:
     return f"{value:,.{places}f}"
 
 
-def tables(figures: Mapping[str, Any], source: Source) -> str:
+def tables(figures: Mapping[str, Any], source: ComparisonText) -> str:
     """All tables in Markdown."""
     parts = ["## Trainings", _training_table(figures), "## Learning rates", _rate_table(figures["rates"])]
     for regime in REGIMES:
@@ -125,7 +125,7 @@ def _cell(rows: Rows, way: str, budget: int) -> Rows:
     return [row for row in rows if (row["way"], row["budget"]) == (way, budget)]
 
 
-def _against(rows: Rows, source: Source) -> str:
+def _against(rows: Rows, source: ComparisonText) -> str:
     """Each rival's figures as a multiple of LDLM's, or minus LDLM's; ? if the seeds' ranges overlap, or of one seed."""
     budgets = sorted({row["budget"] for row in rows})
     lines = []

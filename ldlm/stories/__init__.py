@@ -14,8 +14,8 @@ number if it has one, name or pronoun if both would do; and when the story speak
 time, a word: Anna, lantern, red, past or present. That word is kept to the end. So agreement, tense, pronouns, owners,
 places and sums are right in every story, and go wrong in a text whose words were not drawn together.
 
-**One definition.** The sentences are in `plots`, the words in `words`. `process.Source` makes the graph from them,
-and everything else reads that graph: `write` draws a walk, `reading` finds the walk behind a text, `judging` says
+**One definition.** The sentences are in `plots`, the words in `words`. `process.StoryProcess` makes the graph from
+them, and everything else reads that graph: `write` draws a walk, `reading` finds the walk behind a text, `judging` says
 where a text leaves the graph and what would have to be forgotten to go on, and entropies are sums over all walks.
 There is no second grammar.
 

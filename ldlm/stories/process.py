@@ -43,7 +43,7 @@ class Expected(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class StoryProcess:
     """The distribution of the stories: `STORIES`, or smaller ones for tests that enumerate all their stories."""
 
     classes: Mapping[str, Sequence[Lexeme]]
@@ -210,7 +210,7 @@ def text_of(words: Sequence[str]) -> str:
     return text
 
 
-STORIES = Source(CLASSES, FORMS, STOP)
+STORIES = StoryProcess(CLASSES, FORMS, STOP)
 
 
 def random_of(purpose: str, seed: int, number: int) -> Random:

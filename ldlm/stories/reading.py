@@ -13,7 +13,7 @@ from functools import cache, cached_property, lru_cache
 from typing import NamedTuple
 
 from ldlm.stories.grammar import START, State
-from ldlm.stories.process import Sentence, Source
+from ldlm.stories.process import Sentence, StoryProcess
 from ldlm.stories.templates import Gap, Template, capitalised
 from ldlm.stories.words import PASSING, ROLES
 
@@ -56,7 +56,7 @@ class Parse(NamedTuple):
 class Reader:
     """Reads stories of a source."""
 
-    source: Source
+    source: StoryProcess
 
     def parse(self, words: Sequence[str]) -> Parse | None:
         """The choices behind a whole story; None if the process never writes it."""

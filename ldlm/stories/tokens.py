@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ldlm.stories.process import Source
+from ldlm.stories.process import StoryProcess
 from ldlm.stories.words import PUNCTUATION
 
 ENDS = "<|endoftext|>"
@@ -17,7 +17,7 @@ UNKNOWN = "<|unknown|>"
 SPACE = "▁"
 
 
-def tokenizer(source: Source) -> Any:
+def tokenizer(source: StoryProcess) -> Any:
     """A transformers tokenizer with all words of a source, in alphabetical order after the special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -14,7 +14,7 @@ import pytest
 
 from ldlm.stories.grammar import START
 from ldlm.stories.plots import FORMS
-from ldlm.stories.process import STORIES, Source, random_of, stories, text_of
+from ldlm.stories.process import STORIES, StoryProcess, random_of, stories, text_of
 from ldlm.stories.reading import Reader, sentences_of, words_of
 from ldlm.stories.templates import Gap, capitalised, word_of
 from ldlm.stories.words import CLASSES, NUMBERS, PRONOUNS, ROLES
@@ -31,7 +31,7 @@ def small(plot, size, stop):
     """A source of one plot, with so few words in each class that all its stories can be written down."""
     classes = {name: (*lexemes[: size - 1], lexemes[-1]) for name, lexemes in CLASSES.items()}
     classes["tense"] = CLASSES["tense"]
-    return Source(classes, [form for form in FORMS if form.plot in (plot, "")], stop)
+    return StoryProcess(classes, [form for form in FORMS if form.plot in (plot, "")], stop)
 
 
 def everything(source, state=START, lexicon=None):
