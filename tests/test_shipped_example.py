@@ -1,14 +1,16 @@
-"""The model in examples/novels: what it draws is what the README shows, within the size that sources may have."""
+"""The models in examples: what they draw is what the README shows, within the size that sources may have."""
 
 import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from ldlm import LDLM
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "examples/novels"
-MEGABYTES = 12
+MODELS = ("stories", "novels")
+MEGABYTES = 12  # of each
 LEAST_ALIKE = 0.9  # of the words: sums are rounded otherwise on other processors
 
 
@@ -16,10 +18,10 @@ def words(text: str) -> list[str]:
     return text.split()
 
 
-def shown() -> list[list[str]]:
+def shown(model: str) -> list[list[str]]:
     """The words of the texts that the README shows, by their order."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^\$ ldlm sample --run examples/novels --num-samples 5\n(.*?)^```", readme, re.DOTALL | re.M)
+    (block,) = re.findall(rf"^\$ ldlm sample --run examples/{model} --num-samples \d\n(.*?)^```", readme, re.DOTALL | re.M)
     return [words(text) for text in re.split(r"^seed \d+$", block, flags=re.M)[1:]]
 
 
@@ -28,16 +30,19 @@ def alike(mine: list[str], theirs: list[str]) -> float:
     return sum(a == b for a, b in zip(mine, theirs, strict=False)) / max(len(mine), len(theirs))
 
 
-def test_it_draws_the_texts_of_the_readme(succeed):
-    drawn = succeed("sample", "--run", MODEL, "--num-samples", 5, "--device", "cpu")["texts"]
-    assert len(drawn) == len(shown()) == 5
-    for row, words_shown in zip(drawn, shown(), strict=True):
+@pytest.mark.parametrize("model", MODELS)
+def test_it_draws_the_texts_of_the_readme(model, succeed):
+    texts = shown(model)
+    drawn = succeed("sample", "--run", ROOT / "examples" / model, "--num-samples", len(texts), "--device", "cpu")["texts"]
+    assert len(drawn) == len(texts) == 5
+    for row, words_shown in zip(drawn, texts, strict=True):
         assert alike(words(row["text"]), words_shown) >= LEAST_ALIKE, row["text"]
 
 
-def test_it_opens_in_python_and_draws_the_same(succeed):
-    (text,) = LDLM.from_pretrained(MODEL).sample(1, seed=0)
-    assert alike(words(text), shown()[0]) >= LEAST_ALIKE
+@pytest.mark.parametrize("model", MODELS)
+def test_it_opens_in_python_and_draws_the_same(model):
+    (text,) = LDLM.from_pretrained(ROOT / "examples" / model).sample(1, seed=0)
+    assert alike(words(text), shown(model)[0]) >= LEAST_ALIKE
 
 
 def test_the_text_is_divided_in_one_place_into_parts_that_share_nothing(tmp_path):
@@ -56,9 +61,10 @@ def test_the_text_is_divided_in_one_place_into_parts_that_share_nothing(tmp_path
     assert parts[2] == [long[number - 1] for number in (19, 39, 59, 79, 99)]
 
 
-def test_it_is_small_and_has_a_card_that_says_what_it_read():
-    sizes = [path.stat().st_size for path in MODEL.rglob("*") if path.is_file()]
-    assert sum(sizes) <= MEGABYTES * 10**6
-    card = (MODEL / "README.md").read_text(encoding="utf-8")
-    assert "public domain" in card
-    assert "bf16" in card
+def test_they_are_small_and_have_cards_that_say_what_they_read():
+    for model, text in {"novels": "public domain", "stories": "ldlm stories"}.items():
+        folder = ROOT / "examples" / model
+        assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= MEGABYTES * 10**6
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert text in card
+        assert "bf16" in card
