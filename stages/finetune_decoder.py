@@ -114,7 +114,7 @@ def run(
 
         state.compute.tell(progress)
         trained.remark_on_end(progress)
-        _remark_on_optimizer(training, trained, progress)
+        _remark_on_optimizer(config, training, trained, progress)
         saved = resume(state, stream, result, store, progress)
         speed = Speedometer(state.step, rows_per_step=training.batch_size, tokens_per_row=store.shapes.seq_len)
         journal = Journal(out, state, speed, progress, saved=saved)
@@ -171,13 +171,15 @@ def _undistilled(trained: TrainedRun) -> TrainConfig:
     return replace(run, steps=trained.checkpoint.step)
 
 
-def _remark_on_optimizer(training: TrainConfig, trained: TrainedRun, progress: Progress) -> None:
+def _remark_on_optimizer(
+    config: FinetuneConfig, training: TrainConfig, trained: TrainedRun, progress: Progress
+) -> None:
     """Note that the optimiser is a distillation's, where an earlier version has recorded no other."""
     if isinstance(trained.config, DistilledConfig) and trained.config.undistilled is None:
+        rate = f"learning rate {training.optimizer.lr:g}, " if config.lr is None else ""
         progress.note(
             f"{trained.path} does not record the optimiser of the run that it was distilled from; the decoder is "
-            f"trained with the distillation's: learning rate {training.optimizer.lr:g}, "
-            f"lr_decay={training.optimizer.lr_decay}"
+            f"trained with the distillation's: {rate}lr_decay={training.optimizer.lr_decay}"
         )
 
 

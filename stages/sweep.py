@@ -207,9 +207,7 @@ def _sweep(config: AnySweepConfig, path: Path, progress: Progress) -> Sweep:
     if isinstance(chosen, TokenSweepConfig):
         return TokenSweep(path, chosen, method)
     diffusion = configs.from_stored(DiffusionConfig, opening.about(path).settings.get("diffusion", {}))
-    chosen = trajectories.guiding(chosen, path, diffusion, progress)
-    timesteps = opening.timesteps(path, config.checkpoint)
-    return TrajectorySweep(path, trajectories.on_grids(chosen, path, timesteps, progress))
+    return TrajectorySweep(path, trajectories.guiding(chosen, path, diffusion, progress))
 
 
 def _shapes(sweeps: Mapping[str, Sweep]) -> Shapes:

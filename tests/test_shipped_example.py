@@ -21,7 +21,9 @@ def words(text: str) -> list[str]:
 def shown(model: str) -> list[list[str]]:
     """The words of the texts that the README shows, by their order."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(rf"^\$ ldlm sample --run examples/{model} --num-samples \d\n(.*?)^```", readme, re.DOTALL | re.M)
+    (block,) = re.findall(
+        rf"^\$ ldlm sample --run examples/{model} --num-samples \d\n(.*?)^```", readme, re.DOTALL | re.M
+    )
     return [words(text) for text in re.split(r"^seed \d+$", block, flags=re.M)[1:]]
 
 
@@ -33,7 +35,9 @@ def alike(mine: list[str], theirs: list[str]) -> float:
 @pytest.mark.parametrize("model", MODELS)
 def test_it_draws_the_texts_of_the_readme(model, succeed):
     texts = shown(model)
-    drawn = succeed("sample", "--run", ROOT / "examples" / model, "--num-samples", len(texts), "--device", "cpu")["texts"]
+    drawn = succeed("sample", "--run", ROOT / "examples" / model, "--num-samples", len(texts), "--device", "cpu")[
+        "texts"
+    ]
     assert len(drawn) == len(texts) == 5
     for row, words_shown in zip(drawn, texts, strict=True):
         assert alike(words(row["text"]), words_shown) >= LEAST_ALIKE, row["text"]

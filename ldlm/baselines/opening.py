@@ -13,14 +13,13 @@ from ldlm import config as configs
 from ldlm import files
 from ldlm.baselines.exported import TokenDiffusion
 from ldlm.baselines.trained import TrainedTokenRun
-from ldlm.config import Shapes, TrainConfig
+from ldlm.config import Shapes
 from ldlm.errors import InputError
-from ldlm.model.timesteps import TimestepSampler
 from ldlm.sampling import pretrained
 from ldlm.sampling.exported import LDLM
 from ldlm.sampling.pretrained import ExportedModel
 from ldlm.sampling.source import Source, checkpoint_of
-from ldlm.sampling.trained_run import TrainedRun, timesteps_at
+from ldlm.sampling.trained_run import TrainedRun
 
 MODELS: dict[str, type[ExportedModel]] = {model.model_type: model for model in (LDLM, TokenDiffusion)}
 RUNS: dict[str, type[TrainedRun] | type[TrainedTokenRun]] = {
@@ -81,15 +80,6 @@ def defaults(path: Path, name: str | None = None) -> dict[str, Any]:
     if distilled is None:
         return {}
     return {"sampler": configs.to_dict(distilled.learned(checkpoint_of(path, name).state))}
-
-
-def timesteps(path: Path, name: str | None = None) -> TimestepSampler:
-    """The timestep sampler of a run of LDLM at a checkpoint, or of a model exported from one, without its weights."""
-    if pretrained.model_type(path) is not None:
-        found: TimestepSampler = LDLM.described(path).timesteps
-        return found
-    settings = configs.stored_training(files.read_yaml(path / "config.yaml"))
-    return timesteps_at(cast(TrainConfig, settings), checkpoint_of(path, name))
 
 
 def open_source(path: Path, device: torch.device, name: str | None = None) -> Source:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ldlm.config.fields import again, setting
+from ldlm.config.fields import again, names_of, setting
 
 NucleusRule = Literal["exclusive", "inclusive"]
 End = Literal["argmax", "draw"]
@@ -224,6 +224,8 @@ def used(sampler: SamplerOfTokens) -> dict[str, Any]:
 
 
 def used_in_record(method: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same of recorded settings of a method's sampler; as they are if this version has no such sampler."""
+    """The same of recorded settings of a method's sampler; as they are if this version does not know them."""
     made_by = TOKEN_SAMPLERS.get(method, {}).get(settings.get("name", ""))
-    return settings if made_by is None else used(made_by(**settings))
+    if made_by is None or not settings.keys() <= {*names_of(made_by)}:
+        return settings
+    return used(made_by(**settings))

@@ -50,13 +50,14 @@ def _design_effect(counts_T2: np.ndarray) -> float:
     """By how much the number of observations overstates what they say, as those of one text are alike; at least 1.
 
     The variance of the share between texts over that of independent observations, with Student's quantile for few
-    texts (Korn & Graubard, 1998). Where all or none are valid, nothing can be told about it.
+    texts (Korn & Graubard, 1998). Where all or none are valid, a text counts once: nothing tells how alike its
+    sentences are.
     """
     (valid, number), texts = counts_T2.sum(0), len(counts_T2)
-    if number == texts or (texts > 1 and valid in (0, number)):
+    if number == texts:
         return 1.0
-    if texts == 1:
-        return float(number)  # one text is one observation, for all that is known
+    if texts == 1 or valid in (0, number):
+        return float(number) / texts  # a text is one observation, for all that is known
     rest_T = counts_T2[:, 0] - valid / number * counts_T2[:, 1]
     between, within = float((rest_T**2).sum()) * texts / (texts - 1), valid * (1 - valid / number)
     return max(1.0, between / within * (student(texts - 1) / Z) ** 2)

@@ -79,16 +79,16 @@ class DrawsTexts(ABC):
         """The settings with the grid that is taken if they name none."""
         return replace(config, sampler=solvers.settled(config.sampler, self.timesteps))
 
-    def remark_on_grid(self, asked: SamplerConfig, progress: Progress) -> None:
-        """Note a default grid that is not `learned`."""
+    def remark_on_grid(self, asked: SamplerConfig, progress: Progress, remedy: str = "") -> None:
+        """Note a default grid that is not `learned`; `remedy` says how to take another."""
         if asked.grid is None and self.timesteps.flat:
-            progress.note("F(t) is t in this model, so the default grid is log-snr; sampler.grid takes another")
+            progress.note(f"F(t) is t in this model, so the default grid is log-snr{remedy}")
 
     def remark_on_sampler(
         self, student: SamplerConfig | None, asked: SamplerConfig, progress: Progress, prompt_guidance: float
     ) -> None:
         """Note a default grid that is not `learned`, and settings that a distilled model has not learned."""
-        self.remark_on_grid(asked, progress)
+        self.remark_on_grid(asked, progress, "; --grid takes another")
         taken = solvers.settled(asked, self.timesteps)
         remark_on_student(student, [taken], progress, prompt_guidance=prompt_guidance)
 

@@ -111,7 +111,7 @@ def of_run(config: ExportConfig, path: Path, encoder: str | None = None) -> Expo
 
     def remark(progress: Progress) -> None:
         run.remark_on_end(progress)
-        run.remark_on_grid(asked.sampler, progress)
+        run.remark_on_grid(asked.sampler, progress, "; --set sampler.grid takes another")
 
     return Export(
         config=config,

@@ -42,7 +42,6 @@ from ldlm.sampling.drawer import DrawsTexts
 from ldlm.sampling.generation import JOINT, Decoder, TextGenerator
 from ldlm.sampling.source import OpenRun
 from ldlm.training import cost
-from ldlm.training.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,9 @@ class TrainedRun(DrawsTexts, OpenRun):
     @property
     def timesteps(self) -> TimestepSampler:
         """The timestep sampler in the state of the checkpoint."""
-        return timesteps_at(self.config, self.checkpoint)
+        sampler = TimestepSampler(self.config.timesteps, self.config.diffusion.t_min)
+        sampler.load_state_dict(self.checkpoint.state["timesteps"])
+        return sampler
 
     def compute(self, config: ComputeConfig) -> Compute:
         """Precision and kernels of its denoiser when it draws texts."""
@@ -353,13 +354,6 @@ class TrainedRun(DrawsTexts, OpenRun):
         network.load_state_dict(load_file(folder / "ema.safetensors"))
         network.eval().requires_grad_(False).to(self.device)
         return Decoder(name, network, files.sha256_json(found.manifest))
-
-
-def timesteps_at(training: TrainConfig, saved: Checkpoint) -> TimestepSampler:
-    """The timestep sampler in the state of a checkpoint of a run with these settings."""
-    sampler = TimestepSampler(training.timesteps, training.diffusion.t_min)
-    sampler.load_state_dict(saved.state["timesteps"])
-    return sampler
 
 
 def noise_of(manifest: Mapping[str, Any]) -> DecoderNoise:

@@ -25,7 +25,6 @@ from ldlm.errors import InputError
 from ldlm.evaluation.beside import Judge
 from ldlm.evaluation.frontier import Frontier, Variant, finalists, is_papers, read_finalists
 from ldlm.evaluation.fronts import Point
-from ldlm.model.timesteps import TimestepSampler
 from ldlm.progress import Progress
 from ldlm.sampling import drawer, exported, solvers
 from ldlm.sampling.generation import LARGEST_BATCH, TextGenerator
@@ -144,18 +143,6 @@ def guiding(config: SweepConfig, path: Path, diffusion: DiffusionConfig, progres
         drawer.check_guidance(config.guidances[0], diffusion.self_conditioned)
     progress.note(f"{path}: trained without self-conditioning, and swept with --guidances 1 alone: guidance needs it")
     return replace(config, guidances=(1.0,))
-
-
-def on_grids(config: SweepConfig, path: Path, timesteps: TimestepSampler, progress: Progress) -> SweepConfig:
-    """The settings without `learned` for a run where it has the times of `time`; `InputError` if no grid is left."""
-    if not timesteps.flat or "learned" not in config.grids:
-        return config
-    others = tuple(grid for grid in config.grids if grid != "learned")
-    why = f"{path}: F(t) is t in this model, so its grid learned is time"
-    if not others:
-        raise InputError(f"{why}; give --grids time or log-snr")
-    progress.note(f"{why}; it is swept with --grids {' '.join(others)}")
-    return replace(config, grids=others)
 
 
 PAPERS, BEST = "the paper's sampler", "best at each budget"

@@ -169,12 +169,6 @@ def test_an_interrupted_one_is_made_whole(trained, succeed, tmp_path):
     assert (tmp_path / "trace" / "manifest.json").exists()
 
 
-def test_settings_of_a_trace_are_none_of_the_texts(trained, succeed, ldlm, tmp_path):
-    command = ("sample", "--run", trained, *SETTINGS, "--num-samples", 2, "--output", tmp_path / "samples.jsonl")
-    succeed(*command)
-    assert "is complete; nothing to do" in ldlm(*command, "--trace-frames", 3).stderr
-
-
 def test_what_can_not_be_traced_is_said(trained, refuse, succeed, tmp_path):
     command = ("sample", "--run", trained, "--trace", tmp_path / "trace")
     assert "give them in two commands" in refuse(*command, "--output", tmp_path / "samples.jsonl")

@@ -446,8 +446,7 @@ def test_a_column_of_its_own_is_measured_by_its_own_tokens(call, tmp_path):
 MEASURED = """
 import json, resource, sys
 from pathlib import Path
-from ldlm.config import EvaluateConfig, PretrainConfig
-from ldlm.errors import InputError
+from ldlm.config import EvaluateConfig
 from ldlm.stages import evaluate
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 config = EvaluateConfig(scorer=sys.argv[1], max_tokens=16, batch_size=512, resamples=100, device="cpu")

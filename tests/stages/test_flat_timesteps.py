@@ -16,7 +16,7 @@ from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import distill, export, train
 
 CPU = torch.device("cpu")
-DEFAULT = "F(t) is t in this model, so the default grid is log-snr; sampler.grid takes another"
+DEFAULT = "F(t) is t in this model, so the default grid is log-snr; --grid takes another"
 DISTILL = DistillConfig(
     evaluations=2, start=4, steps=2, batch_size=8, save_every=1, eval_every=2, eval_rows=8, plots=False, device="cpu"
 )
@@ -89,14 +89,6 @@ def test_an_export_and_a_trace_have_the_grid_that_the_run_draws_with(draw, succe
         "sample", "--run", uniform, "--trace", tmp_path / "trace", "--steps", 4, "--trace-frames", 2, "--device", "cpu"
     )
     assert (made["grid"], made["text"]) == ("log-snr", found["texts"][0]["text"])
-
-
-def test_a_sweep_leaves_learned_out(ldlm, refuse, uniform, trained):
-    sweep = ("sweep", "--dry-run", "--json", "--budgets", 8, "--run")
-    flat, plain = ldlm(*sweep, uniform), ldlm(*sweep, trained)
-    assert json.loads(flat.stdout)["trajectories"] < json.loads(plain.stdout)["trajectories"]
-    only = refuse(*sweep, uniform, "--grids", "learned")
-    assert only.endswith("F(t) is t in this model, so its grid learned is time; give --grids time or log-snr")
 
 
 def test_it_is_distilled_on_log_snr_unless_a_distillation_was_begun_otherwise(
