@@ -353,13 +353,13 @@ def test_a_decoder_of_a_student_of_an_earlier_version_is_trained_as_before(store
     training = finetune_decoder._training(FinetuneConfig(), distilled)
     assert (training.optimizer, training.steps) == (distilled.config.optimizer, 5)
     config = FinetuneConfig(layers=0, steps=2, eval_rows=4, batch_size=8, device="cpu")
-    for given in ({}, {"lr": 1e-3}):
+    for given, rate in (({}, "learning rate 0.001, "), ({"lr": 2e-3}, "")):
         finetune_decoder.run(replace(config, name=f"d{len(given)}", **given), copy, store, progress=notes)
         said = [line for line in notes.lines if "does not record" in line]
         notes.lines.clear()
         assert said == [
             f"{copy} does not record the optimiser of the run that it was distilled from; the decoder is trained with "
-            f"the distillation's: learning rate 0.001, lr_decay=cosine"
+            f"the distillation's: {rate}lr_decay=cosine"
         ]
 
 

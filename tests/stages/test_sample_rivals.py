@@ -220,6 +220,11 @@ def test_settings_that_change_nothing_are_in_no_table():
     assert idle("duo", name="psi", mode="ancestral", profile="loop") == {"eta"}
     assert idle("candi") == idle("flm") == idle("duo", top_p=0.9) == set()
     assert idle("duo") == {"nucleus_rule"}
+
+
+def test_a_record_with_a_setting_that_this_version_does_not_know_is_compared_as_it_is():
+    settings = {"name": "remdm", "newer": 1}
+    assert configs.used_in_record("mdlm", settings) == settings
     for given in (("remdm", "schedule=conf"), ("psi", "mode=ancestral")):  # as they are dumped they are read
         base = configs.assignments([f"sampler.name={given[0]}", f"sampler.{given[1]}"])
         method = "mdlm" if given[0] == "remdm" else "duo"
