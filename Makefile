@@ -20,7 +20,9 @@ test test-floor test-slow: export PYTHONDONTWRITEBYTECODE :=
 
 CHECK_PYTHON := $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"ldlm is tested on Python 3.11-3.13 and this is {v[0]}.{v[1]}: call make PYTHON=python3.12")'
 
-.PHONY: quickstart test test-floor test-gpu test-slow bench lint clean
+.PHONY: install quickstart test test-floor test-gpu test-slow bench lint clean
+
+install: $(STAMP)  ## the environment that all other targets use
 
 quickstart: $(STAMP)  ## the whole pipeline in about ten minutes on two cores; TEXT=python or TEXT=FILE for another text
 	$(BIN)/ldlm quickstart --output $(OUT) --text "$(TEXT)"

@@ -72,3 +72,4 @@ def test_they_are_small_and_have_cards_that_say_what_they_read():
         card = (folder / "README.md").read_text(encoding="utf-8")
         assert text in card
         assert "bf16" in card
+        assert "license: apache-2.0" in card and "No licence" not in card
