@@ -75,7 +75,7 @@ def unbounded(path: Path) -> dict[str, Any] | None:
 
 
 def takes(path: Path) -> tuple[str, ...]:
-    """Those of the settings `OF_RUNS` that the likelihood under a run depends on."""
+    """The settings, out of `OF_RUNS`, that the likelihood under a run depends on."""
     return (LatentSubject if named_method(path) == LDLM else TokenSubject).takes
 
 

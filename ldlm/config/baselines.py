@@ -224,7 +224,7 @@ def used(sampler: SamplerOfTokens) -> dict[str, Any]:
 
 
 def used_in_record(method: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same of recorded settings of a method's sampler; as they are if this version does not know them."""
+    """Recorded settings of a method's sampler, without those of no effect; all if this version knows another."""
     made_by = TOKEN_SAMPLERS.get(method, {}).get(settings.get("name", ""))
     if made_by is None or not settings.keys() <= {*names_of(made_by)}:
         return settings

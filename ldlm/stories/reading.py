@@ -158,7 +158,7 @@ class Reader:
                 yield state, sentence
 
     def within_reach(self, states: States) -> States:
-        """Those of some states that stories reach."""
+        """The states, out of some, that stories reach."""
         unreached = states.keys() - self.reached
         return {state: None for state in states if state not in unreached} if unreached else states
 

@@ -135,7 +135,7 @@ def test_decoders_and_students_have_micro_batches_no_larger_than_the_run_s(run_c
 
 @pytest.mark.parametrize(("processes", "rows", "expected"), [(2, 8, 4), (4, 8, 2), (2, 4, 2), (2, 12, 6), (3, 8, 2)])
 def test_micro_batches_no_larger_than_the_run_s_divide_the_share_of_a_process(processes, rows, expected):
-    """Those of the run have 2 rows over all processes, of which each has at least one."""
+    """Micro-batches of the run have 2 rows over all processes, of which each has at least one."""
     run = configs.TrainConfig(batch_size=8, accumulate=4)
     assert learner.accumulation(run, rows, processes) == expected
     assert learner.accumulation(replace(run, accumulate=1), 2 * rows, processes) == 1

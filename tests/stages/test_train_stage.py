@@ -339,7 +339,7 @@ def test_evaluations_on_training_rows_are_said_to_be(train_config, extract_confi
 def test_students_and_decoders_say_of_the_features_what_a_run_does(
     extract_config, train_config, tmp_path, notes, stage
 ):
-    """Of a store that is not sealed and has no held-out rows; and that nothing was saved of what was begun."""
+    """Notes on a store that is not sealed and has no held-out rows, and on a run of which nothing was saved."""
     store = extract_features.run(replace(extract_config, validation_docs=0), tmp_path / "features").path
     (store / "manifest.json").unlink()
     run, given = tmp_path / "run", {"allow_partial": True, "progress": notes}
