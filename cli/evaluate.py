@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ldlm.evaluation.scores import FileScores, SeedScores, Spread
     from ldlm.evaluation.validity import SourceScores, SourceSeedScores
 
+NUMBERS = {"stories": "whole stories", "sentences": "whole sentences", "cut_sentences": "cut sentences"}
 VALIDITY = {
     "stories_valid": "valid, of whole stories",
     "sentences_valid": "valid, of whole sentences",
@@ -199,7 +200,7 @@ def _validity(scores: SourceScores) -> str:
     """The table of a file judged by a source, beside real texts."""
     record, real = scores.found.to_json(), scores.real.to_json()
     rows: list[tuple[Any, ...]] = [
-        ("whole stories", record["stories"], real["stories"]),
+        *((name, record[key], real[key]) for key, name in NUMBERS.items()),
         *((name, _figure(record, key), _figure(real, key)) for key, name in VALIDITY.items()),
         *((f"violations: {kind}", n, real["violations"][kind]) for kind, n in record["violations"].items() if n),
     ]

@@ -237,7 +237,8 @@ def open_artifact(path: Location, kind: str, *, complete: bool = True) -> Artifa
     if path.is_file():
         raise InputError(f"{path} is a file, and {article(kind)} is a folder; `{MADE_BY[kind]}` makes one")
     if not path.is_dir():
-        raise InputError(f"there is no folder {path}; `{MADE_BY[kind]}` makes {article(kind)}")
+        here = f" in {Path.cwd()}" if isinstance(path, Path) and not path.is_absolute() else ""
+        raise InputError(f"there is no folder {path}{here}; `{MADE_BY[kind]}` makes {article(kind)}")
     found = _found(path)
     if found is None or found.get("kind") != kind:
         if found == {} and _is_known(path, kind):

@@ -89,7 +89,7 @@ class Stories(QuickstartText):
         return [
             "Samples, judged by the process that writes the stories",
             "",
-            *(f"  {name:<30}{mine:>20}{theirs:>15}" for name, mine, theirs in [("", "samples", "real stories"), *rows]),
+            *(f"  {name:<30}{mine:>22}{theirs:>22}" for name, mine, theirs in [("", "samples", "real stories"), *rows]),
             "  (of whole sentences and stories, with 95 % intervals; good samples are valid, and have the choices, the",
             "  nats and the entropy of real stories: fewer mean collapse to what is likely)",
         ]
@@ -140,11 +140,11 @@ def _valid(what: str, share: float | None, least: float) -> tuple[str, bool]:
 
 
 def _share(found: Mapping[str, Any], name: str) -> str:
-    """A share in per cent, with its interval unless all or none are valid; `none` if there was nothing to judge."""
+    """A share in per cent, with its interval; `none` if there was nothing to judge."""
     if found[name] is None:
         return "none"
     low, high = found["intervals"][name]
-    return f"{found[name]:.1%}" + (f" [{100 * low:.1f}, {100 * high:.1f}]" if 0 < found[name] < 1 else "")
+    return f"{found[name]:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _number(value: float | None) -> str:

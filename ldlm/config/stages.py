@@ -369,7 +369,10 @@ class StoriesConfig:
 def named_sampler(cls: type, name: str) -> dict[str, Any]:
     """Settings of a stage, such as `SampleConfig`, for the named sampler; `InputError` lists the names."""
     if name not in SAMPLERS:
-        raise InputError(f"there is no sampler {name!r}; choose {', '.join(SAMPLERS)}, or a --solver and a --grid")
+        solver = f" (--solver {name} is one)" if name in typing.get_args(Solver) else ""
+        raise InputError(
+            f"there is no sampler {name!r}; choose {', '.join(SAMPLERS)}, or a --solver{solver} and a --grid"
+        )
     sampler = SAMPLERS[name]
     if issubclass(cls, SweepConfig):
         return {f"{key}s": [sampler[key]] for key in ("solver", "grid", "guidance")}

@@ -564,7 +564,22 @@ def test_a_run_is_no_model_that_python_opens(trained):
 def test_the_number_of_a_trace_needs_a_trace(refuse, trained):
     for given in (("--trace-text", 3), ("--trace-frames", 5), ("--trace-times", 0.3, 0.5), ("--set", "trace_text=3")):
         line = refuse("sample", "--run", trained, *given)
-        assert line.startswith("--trace-") and line.endswith("add --trace DIR")
+        assert line.startswith("--trace-") and line.endswith(" for --trace; add --trace DIR")
+
+
+def test_a_trace_shows_one_text(refuse, trained, out):
+    line = refuse("sample", "--run", trained, "--trace", out, "--num-samples", 5)
+    assert line == "--trace shows one text, which --trace-text chooses; leave --num-samples out"
+
+
+def test_a_missing_run_is_looked_for_where_the_command_was_called(refuse, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refuse("sample", "--run", "run").startswith(f"there is no folder run in {tmp_path}; ")
+
+
+def test_a_solver_is_no_sampler(refuse, trained):
+    line = refuse("sample", "--run", trained, "--sampler", "ddim")
+    assert line == "there is no sampler 'ddim'; choose paper, or a --solver (--solver ddim is one) and a --grid"
 
 
 def test_a_dry_run_of_a_sweep_reads_what_stands_beside_it(refuse, trained, gpt2):

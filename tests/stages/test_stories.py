@@ -299,6 +299,7 @@ def test_the_table_names_what_is_wrong(ldlm, tmp_path):
     path = tmp_path / "texts.txt"
     path.write_text("Anna had a red kite. He lost it by the lake. It was still by the lake.\n")
     shown = ldlm("evaluate", "--source", "stories", path).stdout
+    assert re.search(r"whole stories +1 +1\nwhole sentences +3 +[\d]+\ncut sentences +0 +0\n", shown)
     assert "violations: pronoun" in shown
     assert "contradicting the sentence before" in shown
     assert "the source itself: 26.295 nats per story" in shown
