@@ -20,7 +20,7 @@ import google_crc32c
 import numpy as np
 from numcodecs import blosc, zstd
 
-from ldlm.errors import InputError, StorageError
+from ldlm.errors import InputError, StorageError, Unreadable
 from ldlm.location import Location, ObjectPath
 
 CHUNK_ROWS = 16
@@ -263,6 +263,9 @@ def _read_file(path: Path, start: int, length: int) -> bytes:
             return os.pread(file.fileno(), length, start)
     except FileNotFoundError:
         raise InputError(f"{path} is missing; run `ldlm features repair` on the store") from None
+    except OSError as error:
+        how = "see to the disk or the mount, and run the same command again"
+        raise Unreadable(f"{path} can't be read ({error.strerror}); {how}") from None
 
 
 @cache

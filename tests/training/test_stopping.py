@@ -1,6 +1,7 @@
 """Training that is told to stop, at any time: one checkpoint, exit status 75, and the same command ends as if never
 stopped."""
 
+import errno
 import json
 import os
 import queue
@@ -22,7 +23,7 @@ from patience import patience
 from ldlm import config as configs
 from ldlm import files, locks
 from ldlm.config import TrainConfig
-from ldlm.errors import InputError, Stopped
+from ldlm.errors import InputError, Stopped, StorageError
 from ldlm.runtime import Stop
 from ldlm.stages import train
 from ldlm.training import checkpoint
@@ -322,6 +323,76 @@ def test_a_lock_goes_with_its_process(tmp_path):
     with locks.exclusive_lock(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Rows that can't be read
+
+
+@pytest.fixture(scope="module")
+def in_windows(config):
+    """Of two chunks each, with a checkpoint at the end only."""
+    return replace(config, shuffle_rows=32, save_every=1000)
+
+
+@pytest.fixture(scope="module")
+def whole_in_windows(in_windows, store, tmp_path_factory):
+    """The run whose rows could all be read."""
+    return train.run(in_windows, store, tmp_path_factory.mktemp("windows") / "run").path
+
+
+def assert_failed_and_saved(out, reason):
+    status = files.read_json(out / "status.json")
+    assert (status["state"], status["reason"]) == ("failed", reason)
+    assert checkpoint.latest(out / "checkpoints").step == status["step"] == status["saved"] > 0
+    assert metrics(out, "train")[-1]["step"] == status["step"]
+
+
+@pytest.mark.parametrize("rows", ["train", "validation"])
+def test_a_damaged_chunk_costs_no_step(in_windows, whole_in_windows, store_copy, tmp_path, notes, rows):
+    """Neither in a batch nor in an evaluation, and once it is mended the run ends as if it had been whole."""
+    name = "hidden/c/4/0/0" if rows == "train" else "validation/hidden/c/0/0/0"
+    path, out = store_copy / "features.zarr" / name, tmp_path / "run"
+    good = path.read_bytes()
+    path.write_bytes(good[:100] + bytes([good[100] ^ 1]) + good[101:])
+    reason = f"{path} is damaged: a checksum is wrong; run `ldlm features repair` on the store"
+    with pytest.raises(InputError, match=re.escape(reason)):
+        train.run(in_windows, store_copy, out, progress=notes)
+    assert_failed_and_saved(out, f"InputError: {reason}")
+    step = files.read_json(out / "status.json")["step"]
+    assert step == 10 or rows == "train"
+    assert notes.lines[-1] == f"{out}: saved at step {step}, from where the same command continues"
+    path.write_bytes(good)
+    train.run(in_windows, store_copy, out)
+    assert final(out) == final(whole_in_windows)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), StorageError("the service is away")])
+def test_a_disk_or_a_service_that_fails_costs_no_step(in_windows, store, tmp_path, monkeypatch, error):
+    from ldlm.features.store import Split
+
+    out, real, windows = tmp_path / "run", Split.load, []
+
+    def load(split, rows, into=None):
+        windows.extend([rows] * (into is not None))
+        if len(windows) == 5:
+            raise error
+        return real(split, rows, into)
+
+    monkeypatch.setattr(Split, "load", load)
+    with pytest.raises(type(error)):
+        train.run(in_windows, store, out)
+    assert_failed_and_saved(out, f"{type(error).__name__}: {error}")
+
+
+def test_an_error_of_the_program_in_the_stream_saves_nothing(in_windows, store, tmp_path, monkeypatch):
+    from ldlm.features.stream import Stream
+
+    real = Stream._batch
+    monkeypatch.setattr(Stream, "_batch", lambda stream, position: real(stream, position) if position < 80 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train.run(in_windows, store, tmp_path / "run")
+    assert checkpoint.all_in(tmp_path / "run" / "checkpoints") == []
 
 
 # ----------------------------------------------------------------------------------------------------------------------
