@@ -31,6 +31,7 @@ CORES = len(os.sched_getaffinity(0))
 REQUESTS = 16  # that one process has in flight to an object store
 # Chunks of an object that lie near each other come in one request, since a small one takes only the latency.
 TOGETHER_BYTES, NEAR_BYTES = 2**22, 2**16  # at most in one request, and between two of its chunks
+TRY_AGAIN = "see to the disk or the mount, and run the same command again"  # where the system could not read
 Work = Callable[[], object]
 # (data, array to fill) → that array. blosc runs in the thread that calls it, unless that is the main one.
 DECOMPRESS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {"blosc": blosc.decompress, "zstd": zstd.decompress}
@@ -264,8 +265,7 @@ def _read_file(path: Path, start: int, length: int) -> bytes:
     except FileNotFoundError:
         raise InputError(f"{path} is missing; run `ldlm features repair` on the store") from None
     except OSError as error:
-        how = "see to the disk or the mount, and run the same command again"
-        raise Unreadable(f"{path} can't be read ({error.strerror}); {how}") from None
+        raise Unreadable(f"{path} can't be read ({error.strerror}); {TRY_AGAIN}") from None
 
 
 @cache

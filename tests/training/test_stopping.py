@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import forked
 import pytest
@@ -24,8 +25,9 @@ from ldlm import config as configs
 from ldlm import files, locks
 from ldlm.config import TrainConfig
 from ldlm.errors import InputError, Stopped, StorageError
+from ldlm.progress import Progress, Task
 from ldlm.runtime import Stop
-from ldlm.stages import train
+from ldlm.stages import extract_features, train
 from ldlm.training import checkpoint
 from ldlm.training.ema import EMA
 from ldlm.training.log import MetricsFile
@@ -383,6 +385,46 @@ def test_a_disk_or_a_service_that_fails_costs_no_step(in_windows, store, tmp_pat
     with pytest.raises(type(error)):
         train.run(in_windows, store, out)
     assert_failed_and_saved(out, f"{type(error).__name__}: {error}")
+
+
+@dataclass
+class Swap(Progress):
+    """Another store takes the place of one when the fifth step is reported."""
+
+    store: Path
+    other: Path
+    seen: int = 0
+
+    def task(self, name, total, unit, done=0):
+        return SwapTask(self)
+
+
+@dataclass
+class SwapTask(Task):
+    owner: Swap
+
+    def advance(self, count, **figures):
+        self.owner.seen += 1
+        if self.owner.seen == 5:
+            self.owner.store.rename(self.owner.store.with_name("before"))
+            self.owner.other.rename(self.owner.store)
+
+
+@pytest.mark.parametrize("method", ["ldlm", "mdlm"])
+def test_a_store_that_replaces_another_is_not_evaluated(
+    config, token_config, extract_config, other_gpt2, store_copy, tmp_path, method
+):
+    """All of training is read ahead here, in one window, so that an evaluation is the first to read the other."""
+    config = config if method == "ldlm" else replace(token_config(method), steps=30, batch_size=16, eval_every=10)
+    other = extract_features.run(replace(extract_config, encoder=str(other_gpt2)), tmp_path / "other").path
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match=f"{store_copy} was replaced while it was read"):
+        train.run(config, store_copy, out, progress=Swap(store_copy, other))
+    assert checkpoint.latest(out / "checkpoints").step == files.read_json(out / "status.json")["step"] == 10
+    assert metrics(out, "eval") == []
+    store_copy.rename(tmp_path / "other")
+    (tmp_path / "before").rename(store_copy)
+    assert train.run(config, store_copy, out).manifest["step"] == 30
 
 
 def test_an_error_of_the_program_in_the_stream_saves_nothing(in_windows, store, tmp_path, monkeypatch):
