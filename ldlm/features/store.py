@@ -209,6 +209,12 @@ class FeatureStore:
         return Fingerprint(files.sha256_json([found, self._reading]), before=found)
 
     @property
+    def as_input(self) -> dict[str, str]:
+        """What a training on it records among its inputs: its fingerprint and, if it is not sealed, its shards."""
+        shards = f"{len(self.records)} of {len(ledger.shard_names(self.manifest))}"
+        return {"features": self.fingerprint, **({} if self.sealed else {"shards": shards})}
+
+    @property
     def _reading(self) -> dict[str, Any]:
         """How the text was read: the settings that decide it, and the hashes of the files in order."""
         text, config = self.artifact.inputs["text"], from_stored(ExtractConfig, self.artifact.config)
