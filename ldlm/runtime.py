@@ -145,15 +145,26 @@ class World:
 
     def from_main(self, value: Any) -> Any:
         """Broadcast the main process's value, as JSON, since torch would send objects as pickles."""
+        return self._sent(0, value)
+
+    def first(self, value: Any) -> Any:
+        """The value of the first process whose value is not None, as JSON, in all of them; None if there is none."""
+        has = torch.zeros(self.size, dtype=torch.int64)
+        has[self.rank] = value is not None
+        ranks = self.sum(has).nonzero().flatten().tolist()
+        return self._sent(ranks[0], value) if ranks else None
+
+    def _sent(self, rank: int, value: Any) -> Any:
+        """Broadcast the value of one process."""
         if self.size == 1:
             return value
         data = json.dumps(value).encode()
         count = torch.tensor(len(data))
-        dist.broadcast(count, src=0)
+        dist.broadcast(count, src=rank)
         sent = torch.zeros(int(count), dtype=torch.uint8)
-        if self.main:
+        if self.rank == rank:
             sent[:] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        dist.broadcast(sent, src=0)
+        dist.broadcast(sent, src=rank)
         return json.loads(sent.numpy().tobytes())
 
 

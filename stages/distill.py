@@ -86,7 +86,7 @@ def run(
             out,
             "run",
             training,
-            {**inputs, "features": store.fingerprint, "precision": state.compute.precision},
+            {**inputs, **store.as_input, "precision": state.compute.precision},
             reads=[run_path, *store.reads],
             rows=split,
             overwrite=overwrite,

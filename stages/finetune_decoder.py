@@ -102,7 +102,7 @@ def run(
             out,
             "decoder",
             config,
-            {"checkpoint": trained.latents, "features": store.fingerprint, "precision": state.compute.precision},
+            {"checkpoint": trained.latents, **store.as_input, "precision": state.compute.precision},
             reads=[run_path, *store.reads],
             rows=split,
             overwrite=overwrite,

@@ -219,6 +219,7 @@ def _estimated(
             batch = needed[first : first + config.batch_size]
             lines = subject.estimates(config, split, batch)
             subject.check_finite(lines, batch)
+            split.check_unreplaced()  # what is kept is of one store
             file.write(files.dump_jsonl(lines))
             file.flush()
             task.advance(len(batch))

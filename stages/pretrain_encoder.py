@@ -302,8 +302,9 @@ def _train(
             if (step + 1) % SAVE_EVERY == 0 and step + 1 < config.steps:
                 weights = dict(model.named_parameters())
                 tensors = {"model": weights, "optimizer": optimizer_tensors(optimizer, model)}
-                checkpoint.save(folder, step + 1, tensors, {"recent": recent, "seconds": _since(started)})
-                checkpoint.prune(folder, 1)
+                state = {"recent": recent, "seconds": _since(started)}
+                saved = checkpoint.save(folder, step + 1, tensors, state)
+                checkpoint.prune(folder, 1, {saved.path: saved.digest})
     return float(np.mean(recent)), _since(started)
 
 

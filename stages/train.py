@@ -115,7 +115,7 @@ def run(
             out,
             "run",
             config,
-            {"features": store.fingerprint, "precision": state.compute.precision},
+            {**store.as_input, "precision": state.compute.precision},
             reads=store.reads,
             rows=rows,
             overwrite=overwrite,

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from patience import patience
 
 from ldlm import artifact, files, location
@@ -14,6 +15,7 @@ from ldlm.features import digests, extraction, shards
 from ldlm.features.begin import prepare
 from ldlm.features.extraction import Extraction
 from ldlm.features.store import FeatureStore
+from ldlm.features.stream import Stream
 from ldlm.features.writer import StoreWriter
 from ldlm.leases import Leases
 from ldlm.location import Bucket, ObjectPath, locate
@@ -87,6 +89,26 @@ def test_chunks_are_asked_for_several_at_a_time_and_indices_once(few, local, buc
     proxy.together = threading.Barrier(3)
     assert np.array_equal(split.load(rows)["hidden"], first)
     assert proxy.most == 3
+
+
+def test_a_replaced_store_is_noticed_by_one_small_request_a_window(few, bucket, proxy):
+    place = locate(f"{bucket}/features")
+    extract_features.run(few, place)
+    split = FeatureStore(place).split("train")
+    asked, cpu = {"batch_size": 8, "seed": 0, "shuffle_rows": 16}, torch.device("cpu")
+    proxy.seen.clear()
+    with Stream(split, **asked, device=cpu) as stream:
+        for _ in range(6):  # in the third window
+            next(iter(stream))
+    descriptions = [method for method, path, _ in proxy.seen if path.endswith("features/store.json")]
+    assert 3 <= len(descriptions) <= 3 + 3  # and those that are read ahead
+    assert set(descriptions) == {"GET"}
+    with Stream(split, **asked, device=cpu) as stream:
+        next(iter(stream))
+        extract_features.run(replace(few, codec="fp32"), place, overwrite=True)
+        with pytest.raises(InputError, match="was replaced while it was read"):
+            for _ in range(20):
+                next(iter(stream))
 
 
 @pytest.mark.parametrize(("most", "near", "requests"), [(2**22, 2**16, 1), (2**22, 1, 2), (1, 2**16, 3)])

@@ -60,6 +60,7 @@ def evaluate(
         found = [_draw(method, network, tokens_BL, number * end + rows_B, DRAWS * end) for number in range(DRAWS)]
         times.append(torch.stack([t_B for t_B, _ in found]).cpu())
         losses.append(torch.stack([loss_B for _, loss_B in found]).cpu())
+    split.check_unreplaced()
     t_RB, loss_RB = torch.cat(times, dim=1), torch.cat(losses, dim=1)
     loss = loss_RB.mean().item()
     return TokenHeldOut(

@@ -20,7 +20,7 @@ import google_crc32c
 import numpy as np
 from numcodecs import blosc, zstd
 
-from ldlm.errors import InputError, StorageError
+from ldlm.errors import InputError, StorageError, Unreadable
 from ldlm.location import Location, ObjectPath
 
 CHUNK_ROWS = 16
@@ -31,6 +31,7 @@ CORES = len(os.sched_getaffinity(0))
 REQUESTS = 16  # that one process has in flight to an object store
 # Chunks of an object that lie near each other come in one request, since a small one takes only the latency.
 TOGETHER_BYTES, NEAR_BYTES = 2**22, 2**16  # at most in one request, and between two of its chunks
+TRY_AGAIN = "see to the disk or the mount, and run the same command again"  # where the system could not read
 Work = Callable[[], object]
 # (data, array to fill) → that array. blosc runs in the thread that calls it, unless that is the main one.
 DECOMPRESS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {"blosc": blosc.decompress, "zstd": zstd.decompress}
@@ -263,6 +264,8 @@ def _read_file(path: Path, start: int, length: int) -> bytes:
             return os.pread(file.fileno(), length, start)
     except FileNotFoundError:
         raise InputError(f"{path} is missing; run `ldlm features repair` on the store") from None
+    except OSError as error:
+        raise Unreadable(f"{path} can't be read ({error.strerror}); {TRY_AGAIN}") from None
 
 
 @cache

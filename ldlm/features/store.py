@@ -30,11 +30,12 @@ import torch
 from torch import Tensor
 
 from ldlm import artifact, files
+from ldlm.completion import DESCRIPTION
 from ldlm.config import ExtractConfig, Shapes, from_stored
-from ldlm.errors import InputError
+from ldlm.errors import InputError, Unreadable
 from ldlm.features import ledger, shards
 from ldlm.features.codecs import CODECS, Codec, Parts
-from ldlm.features.shards import SPLITS, ShardedArray
+from ldlm.features.shards import SPLITS, TRY_AGAIN, ShardedArray
 from ldlm.fingerprints import Fingerprint
 from ldlm.location import Location, local, locate
 
@@ -47,6 +48,7 @@ class Split:
     """The rows of one split. In a partial store, row numbers count only the rows that are there."""
 
     path: Location  # of the store
+    described: str  # sha256 of the store's description, as it was when the store was opened
     name: str
     rows: int
     shard_rows: int
@@ -79,6 +81,21 @@ class Split:
     def load(self, rows: np.ndarray, into: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """Any rows as stored: array name → values, with the tokens. `into` is memory from `memory`."""
         return shards.read(self.arrays, self._places(rows), into)
+
+    def check_unreplaced(self) -> None:
+        """`InputError` if another store has been put in the place of the one that was opened, or that is gone.
+
+        It is read by file and by row, so that the other's rows would pass for this one's.
+        """
+        try:
+            found = _description_hash(self.path)
+        except OSError as error:
+            raise Unreadable(f"{self.path / DESCRIPTION} can't be read ({error.strerror}); {TRY_AGAIN}") from None
+        if found != self.described:
+            raise InputError(
+                f"{self.path} was replaced while it was read: its {DESCRIPTION} is not that of the store that was "
+                f"opened; put that one back and run the same command again, or begin anew on this one"
+            )
 
     def without_states(self) -> Split:
         """The split with only the tokens of its rows; reading them leaves the states on the disk."""
@@ -134,6 +151,7 @@ class FeatureStore:
                 f"{path} is not sealed: {self.missing()}; run the same `ldlm extract-features` command again "
                 f"and it goes on, or use what is there with --allow-partial"
             )
+        self._described = self.manifest["sha256"].get(DESCRIPTION) or _description_hash(self.path)
         found = files.sizes(self.path)
         for key, record in self.records.items():
             if (problem := ledger.shard_fault(self.path, record, found)) is not None:
@@ -189,6 +207,12 @@ class FeatureStore:
         if self.encoder["kind"] != "scratch":
             return found
         return Fingerprint(files.sha256_json([found, self._reading]), before=found)
+
+    @property
+    def as_input(self) -> dict[str, str]:
+        """What a training on it records among its inputs: its fingerprint and, if it is not sealed, its shards."""
+        shards = f"{len(self.records)} of {len(ledger.shard_names(self.manifest))}"
+        return {"features": self.fingerprint, **({} if self.sealed else {"shards": shards})}
 
     @property
     def _reading(self) -> dict[str, Any]:
@@ -255,6 +279,7 @@ class FeatureStore:
         }
         return Split(
             path=self.path,
+            described=self._described,
             name=name,
             rows=sum(record["rows"] for record in records),
             shard_rows=self.manifest["shard_rows"],
@@ -270,6 +295,11 @@ class FeatureStore:
         """Validation rows, or the training rows if there are none; `encode` as for `split`."""
         validation = any(record["split"] == "validation" for record in self.records.values())
         return self.split("validation" if validation else "train", encode)
+
+
+def _description_hash(path: Location) -> str:
+    """The sha256 of a store's description; that of nothing if there is none."""
+    return files.sha256(files.content(path / DESCRIPTION) or b"")
 
 
 def _below(folder: str, sizes: Mapping[str, int]) -> dict[str, int]:

@@ -253,5 +253,11 @@ class Stream:
         self._memory.reverse()
         positions = self._positions(epoch, window)
         rows = self.order.window_rows(epoch, window)[positions - self.order.span(epoch, window)[0]]
-        into = self._memory[0]
-        return self._loader.submit(lambda: Loaded(positions, self.split.load(rows, into)))
+        return self._loader.submit(self._loaded, positions, rows, self._memory[0])
+
+    def _loaded(self, positions: np.ndarray, rows: np.ndarray, into: dict[str, np.ndarray]) -> Loaded:
+        """A window; `InputError` also if another store has taken the place of this one."""
+        try:
+            return Loaded(positions, self.split.load(rows, into))
+        finally:  # also after an error, of which the other store may be the reason
+            self.split.check_unreplaced()

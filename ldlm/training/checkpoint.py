@@ -14,6 +14,7 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,23 +118,36 @@ def named(folder: Path, name: str) -> Checkpoint:
     return there[name]
 
 
-def prune(folder: Path, keep: int) -> None:
+def prune(folder: Path, keep: int, verified: dict[Path, str]) -> None:
     """Delete all checkpoints but the newest `keep` that verify; nothing is deleted while the newest does not.
 
-    One that can't be deleted is left to a later pruning: it is no reason to end a training.
+    `verified`: path → `digest` of those that this process has written or seen verify, which are not read again; others
+    are read, and added to it, once there is something to delete. One that can't be deleted is left to a later pruning:
+    it is no reason to end a training.
     """
     checkpoints = all_in(folder)
-    if not checkpoints or checkpoints[-1].fault() is not None:
+    if len(checkpoints) <= keep or not _verifies(checkpoints[-1], verified):
         return
     kept = 1
     for old in reversed(checkpoints[:-1]):
-        if kept < keep and old.fault() is None:
+        if kept < keep and _verifies(old, verified):
             kept += 1
         else:
             try:
                 _delete(old.path)
             except OSError as error:
                 log.warning("checkpoint %s could not be deleted: %s", old.path, error)
+
+
+def _verifies(checkpoint: Checkpoint, verified: dict[Path, str]) -> bool:
+    """Whether a checkpoint verifies, or did when its manifest was as it is now."""
+    with suppress(OSError):
+        if checkpoint.path in verified and checkpoint.digest == verified[checkpoint.path]:
+            return True
+    if checkpoint.fault() is not None:
+        return False
+    verified[checkpoint.path] = checkpoint.digest
+    return True
 
 
 def _delete(path: Path) -> None:

@@ -23,6 +23,7 @@ from ldlm.runtime import World
 from ldlm.training.fit import RESERVE, largest
 from ldlm.training.learner import check_shares
 from ldlm.training.method import AnyMethod
+from ldlm.training.optim import moments
 from ldlm.training.phases import Phase, phases
 
 PRODUCTS = 4  # matrix products between two readings of the clock
@@ -52,9 +53,9 @@ def training_cost(
     flops = {phase: method.flops_per_token(shapes, phase, features) for phase in steps}
     step = method.footprint(shapes, bf16=bf16, device=device_kind(config), features=features)
     memory = step.memory(rows, share, devices=devices)
-    several = len(steps) > 1
+    several, network = len(steps) > 1, method.network(shapes, features)
     return {
-        "parameters": method.parameters(method.network(shapes, features)),
+        "parameters": method.parameters(network),
         **({"steps": steps} if several else {}),
         "flops_per_token": flops if several else next(iter(flops.values())),
         "devices": devices,
@@ -67,9 +68,15 @@ def training_cost(
         "batch_bytes": memory.batches,
         "step_bytes": memory.step,
         "memory_bytes": memory.total,
+        "checkpoint_bytes": _checkpoint_bytes(config, network),
         "reserve": RESERVE,
         "largest_rows_at_once": {size: largest(step, size, share, devices) for size in ("40GB", "80GB")},
     }
+
+
+def _checkpoint_bytes(config: AnyTrainConfig, network: nn.Module) -> int:
+    """Bytes of a checkpoint: float32 weights, their average and the optimiser's moments."""
+    return 4 * (2 * sum(p.numel() for p in network.parameters()) + moments(network, config.optimizer))
 
 
 def device_kind(config: AnyTrainConfig) -> str:

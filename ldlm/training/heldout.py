@@ -189,6 +189,7 @@ def encoded(
         h_BLD = model.states(split.states(parts, tokens_BL), tokens_BL)
         z_0_BNC = at_least_float32(model.latent_encoder(h_BLD))
         yield torch.arange(start, start + len(tokens_BL), device=device), h_BLD, z_0_BNC, tokens_BL
+    split.check_unreplaced()  # once for all of them, since a run evaluates often
 
 
 def _draws(row_B: Tensor, z_0_BNC: Tensor, self_conditioned: bool) -> Draws:

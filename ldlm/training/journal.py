@@ -142,6 +142,11 @@ class Journal:
         self.saved_at = self.learner.step
         self.write_status("running")
 
+    def tell_saved(self) -> None:
+        """Tell the user where a training that an error is about to end can be continued."""
+        if self.saved_at:
+            self.progress.note(f"{self.out}: saved at step {self.saved_at:,}, from where the same command continues")
+
     def finish(self, result: Artifact, **facts: Any) -> None:
         """Complete the artefact: its manifest has the `facts`, and those of every training."""
         self.write_status("complete")

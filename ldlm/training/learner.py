@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -66,6 +66,7 @@ class Learner(ABC, Generic[AnyStep]):
     parallel: DistributedDataParallel | None = None  # called in its place, to average over the processes
     step: int = 0
     skipped: int = 0
+    verified: dict[Path, str] = field(default_factory=dict)  # checkpoints, as `checkpoint.prune` knows them
 
     @property
     def device(self) -> torch.device:
@@ -173,7 +174,8 @@ class Learner(ABC, Generic[AnyStep]):
     def save(self, folder: Path) -> Checkpoint:
         """Write a checkpoint of this step and prune old ones."""
         saved = checkpoint.save(folder, self.step, self.tensors(), self.facts())
-        checkpoint.prune(folder, self.config.keep)
+        self.verified[saved.path] = saved.digest
+        checkpoint.prune(folder, self.config.keep, self.verified)
         return saved
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ldlm.errors import Stopped
+from ldlm.errors import InputError, Stopped, StorageError
 from ldlm.features.batch import Batch
 from ldlm.features.stream import Stream
 from ldlm.progress import Progress, Task
-from ldlm.runtime import Stop
+from ldlm.runtime import Stop, World
 from ldlm.training.journal import Journal
 from ldlm.training.learner import Learner, Step
 
 AnyLearner = TypeVar("AnyLearner", bound=Learner[Any])
+Result = TypeVar("Result")
+UNREADABLE = (InputError, StorageError, OSError)  # damaged rows, a disk or a service that fails; others are bugs
 
 
 def train(
@@ -29,20 +31,22 @@ def train(
 ) -> None:
     """Train to the last step; `take_step` launches a step, and `evaluate` returns figures on held-out rows.
 
-    A signal ends it with `Stopped`. Either way, a checkpoint of the last step taken is saved.
+    A signal ends it with `Stopped`, and rows that can't be read with their error, in all processes at the same step.
+    In each case a checkpoint of the last step taken is saved.
     """
+    ending = Ending(learner.world, stop)
     with stream, progress.task(name, learner.steps, "step", done=learner.step) as task, journal.status_of():
         launched = ReadLate(lambda step: _read(learner, step, stream, journal, task))
         while True:
-            if journal.should_evaluate() and not _evaluate(learner, journal, stop, evaluate):
+            if journal.should_evaluate() and not _evaluate(learner, journal, ending, evaluate):
                 break
             if journal.should_save():
                 journal.save()
             if learner.done:
                 break
 
-            batch = _next_batch(stream, journal, stop)
-            if learner.world.any(stop.wished is not None):  # so that all processes end at the same step
+            batch = _next_batch(stream, journal, ending)
+            if ending.has_come():
                 break
             assert batch is not None
 
@@ -50,7 +54,32 @@ def train(
             if _must_read(learner, journal):
                 launched.read_last()
         launched.read_last()
-        _close(learner, journal, stop)  # before the stream closes: a read that hangs must not delay the checkpoint
+        _close(learner, journal, ending)  # before the stream closes: a read that hangs must not delay the checkpoint
+
+
+class Ending:
+    """What ends a training before its last step, in all processes at once: a signal, or rows that can't be read."""
+
+    def __init__(self, world: World, stop: Stop) -> None:
+        self.world, self.stop = world, stop
+        self._error: Exception | None = None
+
+    def unless(self, read: Callable[[], Result]) -> Result | None:
+        """The result of `read`; None if a signal came, or something could not be read."""
+        try:
+            return self.stop.interruptible(read)
+        except UNREADABLE as error:  # to be raised once all processes know of it and the weights are saved
+            self._error = error
+            return None
+
+    def has_come(self) -> bool:
+        """Whether the training ends here, because of this process or of another."""
+        return self.world.any(self.stop.wished is not None or self._error is not None)
+
+    def error(self) -> Exception | None:
+        """The error that ended it, here or in the first process that has one; None if none has. For all to call."""
+        first = self.world.first(None if self._error is None else str(self._error))
+        return None if first is None else self._error or InputError(first)
 
 
 class ReadLate:
@@ -90,14 +119,14 @@ def _read(learner: Learner, step: Step, stream: Stream, journal: Journal, task: 
     task.advance(1, **shown)
 
 
-def _next_batch(stream: Stream, journal: Journal, stop: Stop) -> Batch | None:
-    """The next batch as read; None if a signal ended the wait for it."""
+def _next_batch(stream: Stream, journal: Journal, ending: Ending) -> Batch | None:
+    """The next batch as read; None if there is none because the training ends."""
     with journal.speed.waiting():
-        return stop.interruptible(stream.read)
+        return ending.unless(stream.read)
 
 
-def _evaluate(learner: Learner, journal: Journal, stop: Stop, evaluate: Callable[[], dict[str, Any]]) -> bool:
-    """Evaluate the averaged weights and log the result; False if a signal came first.
+def _evaluate(learner: Learner, journal: Journal, ending: Ending, evaluate: Callable[[], dict[str, Any]]) -> bool:
+    """Evaluate the averaged weights and log the result; False if the training ends instead.
 
     Only the main process evaluates; the others wait for it.
     """
@@ -105,21 +134,24 @@ def _evaluate(learner: Learner, journal: Journal, stop: Stop, evaluate: Callable
     if learner.world.main:
         # A signal may cut the evaluation short, but not the exchange of the weights around it.
         with journal.speed.paused(), learner.ema.applied_to(learner.model):
-            found = stop.interruptible(evaluate)
-    if learner.world.any(stop.wished is not None):
+            found = ending.unless(evaluate)
+    if ending.has_come():
         return False
     journal.log_evaluation(found or {})
     return True
 
 
-def _close(learner: Learner, journal: Journal, stop: Stop) -> None:
-    """Save what is new after the loop; `Stopped` if a signal ended it early."""
+def _close(learner: Learner, journal: Journal, ending: Ending) -> None:
+    """Save what is new after the loop; if that ended early, raise the error that ended it, or `Stopped`."""
     journal.save()
     if learner.done and not journal.should_evaluate():
         return
-    journal.write_status("stopped")
     # A launcher ends the others when the first process leaves, so none leaves before the checkpoint is written.
+    if (error := ending.error()) is not None:
+        journal.tell_saved()
+        raise error
+    journal.write_status("stopped")
     learner.world.from_main(None)
     saved = ", and saved" if learner.step else ""
-    by = stop.wished or "another process"
+    by = ending.stop.wished or "another process"
     raise Stopped(f"{journal.out}: stopped by {by} at step {learner.step:,}{saved}")

@@ -25,11 +25,21 @@ def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float
 
 def optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """The optimiser of a model's parameters; the learning rate of its first group is set before each step."""
-    inside = (module for block in blocks_of(model) for module in block.modules())
-    matrices = [module.weight for module in inside if isinstance(module, nn.Linear)]
-    if config.kind == "muon" and matrices:
+    matrices = _by_muon(model, config)
+    if matrices:
         return MuonAdamW(model, matrices, config)
     return torch.optim.AdamW(model.parameters(), **_adamw(config))
+
+
+def moments(model: nn.Module, config: OptimizerConfig) -> int:
+    """The number of moments of all parameters: two of each under AdamW, and one under Muon."""
+    return 2 * sum(p.numel() for p in model.parameters()) - sum(matrix.numel() for matrix in _by_muon(model, config))
+
+
+def _by_muon(model: nn.Module, config: OptimizerConfig) -> list[Tensor]:
+    """The matrices of a model that Muon updates."""
+    inside = (module for block in blocks_of(model) for module in block.modules())
+    return [module.weight for module in inside if isinstance(module, nn.Linear) and config.kind == "muon"]
 
 
 class MuonAdamW(torch.optim.AdamW):

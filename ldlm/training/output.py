@@ -7,16 +7,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ldlm import artifact, files, kinds, locks
+from ldlm import artifact, files, fingerprints, kinds, locks
 from ldlm.artifact import Artifact
 from ldlm.completion import is_complete
 from ldlm.config import from_stored
-from ldlm.errors import InputError
+from ldlm.errors import InputError, Occupied
 from ldlm.features.store import FeatureStore, Split
 from ldlm.features.stream import Stream, default_window
 from ldlm.progress import Progress
 from ldlm.training import checkpoint
 from ldlm.training.learner import Bound, Learner
+
+PARTIAL = "training on what is there, which can be resumed only while the store has these shards and no others"
 
 
 def begin(
@@ -48,7 +50,10 @@ def begin(
     def begin_alone() -> str:
         if not overwrite:
             _check_steps(out, steps, bound)
-        result = artifact.begin(out, kind, config, inputs, overwrite=overwrite, reads=reads, held=held)
+        try:
+            result = artifact.begin(out, kind, config, inputs, overwrite=overwrite, reads=reads, held=held)
+        except Occupied as error:
+            raise Occupied(f"{error}{_of_features(out, inputs)}") from None
         if not result.complete:
             return result.state
         held.enter_context(locks.exclusive_lock(out))
@@ -83,6 +88,17 @@ def _check_steps(out: Path, steps: int, bound: Bound | None) -> None:
             f"--steps {begun}, choose another {place}, or add --overwrite (with {bound.unless} it could continue to "
             f"any number)"
         )
+
+
+def _of_features(out: Path, inputs: Mapping[str, Any]) -> str:
+    """The reason, as text, why the features of `out` are not those of `inputs`; empty if they are."""
+    begun = files.read_json(out / "artifact.json").get("inputs", {})
+    if fingerprints.as_recorded(inputs, begun).get("features") == begun.get("features"):
+        return ""
+    if "shards" not in begun:  # of a sealed store, or by an earlier version
+        return "; its features have grown or changed since, or are others"
+    there = f"{inputs['shards']} are" if "shards" in inputs else "all are"
+    return f"; it was begun on {begun['shards']} shards of a store that was not sealed, and {there} there now"
 
 
 def shuffle_rows(config: Any, out: Path, split: Split, batch_size: int, *, overwrite: bool) -> int:
@@ -120,7 +136,7 @@ def resume(learner: Learner, stream: Stream, begun: Artifact, store: FeatureStor
 def _remark(begun: Artifact, folder: Path, store: FeatureStore, progress: Progress) -> None:
     """Note rows that are missing, evaluations on training rows, and an output of which nothing has been saved."""
     if not store.sealed:
-        progress.note(f"{store.path} is not sealed: {store.missing()}; training on what is there")
+        progress.note(f"{store.path} is not sealed: {store.missing()}; {PARTIAL}")
     if store.held_out().name == "train":
         progress.note(f"{store.path} has no held-out rows, so evaluations are on training rows")
     if begun.state == "partial" and not checkpoint.all_in(folder):

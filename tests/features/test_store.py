@@ -1,5 +1,6 @@
 """The feature store: plain Zarr for any reader, and never zeros in place of what is missing."""
 
+import errno
 import json
 import os
 import resource
@@ -14,7 +15,7 @@ import zarr
 
 from ldlm.artifact import begin
 from ldlm.config import ExtractConfig, Shapes, TrainConfig
-from ldlm.errors import InputError
+from ldlm.errors import InputError, Unreadable
 from ldlm.features import codecs, shards
 from ldlm.features.codecs import CODECS
 from ldlm.features.shards import ShardedArray
@@ -152,6 +153,16 @@ def test_a_flipped_bit_inside_a_shard_is_an_error_and_not_data(store_copy):
     split = FeatureStore(store_copy).split("train")
     with pytest.raises(ValueError, match=r"(?i)checksum"):
         split.hidden[:80]
+
+
+def test_a_shard_that_the_system_can_not_read_is_named_in_one_line(store, monkeypatch):
+    def pread(descriptor, length, start):
+        raise OSError(errno.EIO, "Input/output error")
+
+    split = FeatureStore(store).split("train")
+    monkeypatch.setattr(os, "pread", pread)
+    with pytest.raises(Unreadable, match=r"hidden/c/0/0/0 can't be read \(Input/output error\); see to the disk"):
+        split.arrays["hidden"].read(np.arange(1))
 
 
 def test_a_store_that_is_not_sealed_is_refused(store_copy):

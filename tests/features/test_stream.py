@@ -1,7 +1,7 @@
 """The order of rows as a pure function of (seed, position), and the same batches from wherever a run goes on."""
 
-import dataclasses
 import time
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -147,6 +147,42 @@ def test_what_goes_wrong_in_the_reading_thread_is_raised_where_the_batches_are_c
         next(iter(stream))
 
 
+@pytest.fixture
+def twins(extract_config, other_gpt2, tmp_path):
+    """Two stores of the same rows whose states are those of two encoders, uncompressed: the same chunks, by size."""
+    plain = replace(extract_config, compression="none")
+    made = [(plain, tmp_path / "store"), (replace(plain, encoder=str(other_gpt2)), tmp_path / "other")]
+    return [extract_features.run(config, path).path for config, path in made]
+
+
+def swap(store, other):
+    """Put another store in the place of one, as a user would."""
+    store.rename(store.with_name("before"))
+    other.rename(store)
+
+
+def test_a_store_that_replaces_another_is_not_mixed_with_it(twins):
+    store, other = twins
+    right = batches(FeatureStore(store), 20, shuffle_rows=32)
+    found, refusal = [], rf"{store} was replaced while it was read: its store\.json is not that"
+    with Stream(FeatureStore(store).split("train"), batch_size=8, seed=0, device=CPU, shuffle_rows=32) as stream:
+        found.append(next(iter(stream)))
+        swap(store, other)
+        with pytest.raises(InputError, match=refusal):
+            found.extend(islice(iter(stream), 20))
+    assert len(found) < 20
+    assert all(torch.equal(mine.hidden_BLD, theirs.hidden_BLD) for mine, theirs in zip(found, right, strict=False))
+
+
+def test_a_store_that_is_taken_away_is_not_called_damaged(twins):
+    store, _ = twins
+    with Stream(FeatureStore(store).split("train"), batch_size=8, seed=0, device=CPU, shuffle_rows=32) as stream:
+        next(iter(stream))
+        store.rename(store.with_name("before"))
+        with pytest.raises(InputError, match="was replaced while it was read"):
+            [next(iter(stream)) for _ in range(20)]
+
+
 def test_states_are_decoded_in_the_reading_thread_alone(opened):
     """torch's other threads would take cores from the threads that decompress."""
     threads, codec = [], opened.split("train").codec
@@ -155,7 +191,7 @@ def test_states_are_decoded_in_the_reading_thread_alone(opened):
         threads.append(torch.get_num_threads())
         return codec.decode(parts)
 
-    split = dataclasses.replace(opened.split("train"), codec=dataclasses.replace(codec, decode=decode))
+    split = replace(opened.split("train"), codec=replace(codec, decode=decode))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -182,7 +218,7 @@ def test_too_few_rows_for_one_batch_are_refused(opened):
 @pytest.mark.parametrize("codec", ["fp16", "fp32", "int8-token"])
 def test_a_window_is_not_overwritten_while_its_rows_are_still_wanted(extract_config, tmp_path, codec):
     """The next window is read meanwhile, into memory of its own; small windows and a slow consumer would show it."""
-    extract_features.run(dataclasses.replace(extract_config, codec=codec, max_channel_error=1.0), tmp_path / "s")
+    extract_features.run(replace(extract_config, codec=codec, max_channel_error=1.0), tmp_path / "s")
     opened = FeatureStore(tmp_path / "s")
     split = opened.split("train")
     stream = Stream(split, batch_size=8, seed=3, device=CPU)
@@ -202,7 +238,7 @@ def test_a_window_is_not_overwritten_while_its_rows_are_still_wanted(extract_con
 
 def test_the_default_window_is_two_gibibytes_of_rows_at_least_four_batches_and_at_most_all(opened):
     def rows(seq_len, batch_size, rows=10**9):
-        split = dataclasses.replace(opened.split("train"), rows=rows, row_bytes=seq_len * (768 * 2 + 4))
+        split = replace(opened.split("train"), rows=rows, row_bytes=seq_len * (768 * 2 + 4))
         return default_window(split, batch_size)
 
     assert (rows(1024, 32), rows(128, 512)) == (1360, 10_880)

@@ -140,6 +140,20 @@ def test_an_interrupted_one_goes_on_where_it_stopped(made, trained, store, tmp_p
     assert "nothing to do" in notes.lines[-1]
 
 
+def test_a_store_that_is_replaced_meanwhile_gives_no_figures(trained, store_copy, tmp_path, monkeypatch):
+    real = RunBound.of
+
+    def of(run_bound, split, rows, *arguments):
+        found = real(run_bound, split, rows, *arguments)
+        (store_copy / "store.json").write_text("of another")
+        return found
+
+    monkeypatch.setattr(RunBound, "of", of)
+    with pytest.raises(InputError, match=f"{store_copy} was replaced while it was read"):
+        likelihood.run(CONFIG, trained, store_copy, tmp_path / "out")
+    assert (tmp_path / "out" / likelihood.KEPT).read_text() == ""
+
+
 def test_a_result_of_other_rows_by_an_earlier_version_is_not_taken_for_this_ones(made, trained, store, tmp_path):
     out = shutil.copytree(made.path, tmp_path / "out")
     record = files.read_json(out / "artifact.json")

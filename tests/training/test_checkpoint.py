@@ -6,11 +6,13 @@ import errno
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from ldlm import files
 from ldlm.config import (
     AutoencoderConfig,
     DenoiserConfig,
@@ -156,10 +158,70 @@ def test_what_a_kill_left_while_saving_is_no_checkpoint_and_is_in_nobodys_way(tm
 def test_pruning_keeps_the_newest(tmp_path):
     for step in (1, 2, 10, 9):
         save(tmp_path, step)
-    checkpoint.prune(tmp_path, keep=2)
+    checkpoint.prune(tmp_path, 2, {})
     assert [saved.step for saved in checkpoint.all_in(tmp_path)] == [9, 10]
-    checkpoint.prune(tmp_path, keep=5)
+    checkpoint.prune(tmp_path, 5, {})
     assert [saved.step for saved in checkpoint.all_in(tmp_path)] == [9, 10]
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """The weights that are read to be hashed, as (step, file)."""
+    found, real = [], files.sha256_file
+
+    def sha256_file(path):
+        if path.suffix == ".safetensors":
+            found.append((path.parent.name.strip(".tmp").removeprefix("step-"), path.name))
+        return real(path)
+
+    monkeypatch.setattr(files, "sha256_file", sha256_file)
+    return found
+
+
+def test_what_a_training_has_written_is_not_read_again_at_each_save(tmp_path, hashed):
+    state = fresh()
+    state.config = replace(CONFIG, keep=2)
+    for step in (1, 2, 3, 4):
+        state.step = step
+        state.save(tmp_path)
+    assert [found.step for found in checkpoint.all_in(tmp_path)] == [3, 4]
+    assert len(hashed) == len(set(hashed)) == 4 * 3  # each once, as it is written
+    resumed = fresh()
+    resumed.config = replace(CONFIG, keep=3)
+    for step in (5, 6, 7):
+        resumed.step = step
+        resumed.save(tmp_path)
+    assert [found.step for found in checkpoint.all_in(tmp_path)] == [5, 6, 7]
+    # Those of another process are read once, when something is to be deleted.
+    assert len(hashed) == 7 * 3 + 3
+    assert [hashed.count((f"0000000{step}", "ema.safetensors")) for step in (3, 4, 5)] == [1, 2, 1]
+
+
+def test_nothing_is_read_while_nothing_is_to_be_deleted(tmp_path, hashed):
+    for step in (1, 2):
+        save(tmp_path, step)
+    hashed.clear()
+    checkpoint.prune(tmp_path, 2, {})
+    assert hashed == []
+
+
+def test_a_damaged_checkpoint_takes_no_whole_ones_place(tmp_path):
+    for step in (1, 2, 3):
+        saved = save(tmp_path, step)
+    flip_a_byte(tmp_path / "step-00000002" / "model.safetensors")
+    checkpoint.prune(tmp_path, 2, {saved.path: saved.digest})
+    assert [found.step for found in checkpoint.all_in(tmp_path)] == [1, 3]
+
+
+def test_a_checkpoint_that_another_has_written_in_its_place_is_read(tmp_path):
+    """Another process may have gone on with the run: what is known of a path holds for the manifest that it had."""
+    for step in (1, 2, 3):
+        saved = save(tmp_path, step)
+    verified = {saved.path: saved.digest}
+    other = checkpoint.save(tmp_path, 3, {"model": {"w": torch.ones(2)}}, {})
+    flip_a_byte(other.path / "model.safetensors")
+    checkpoint.prune(tmp_path, 1, verified)
+    assert [found.step for found in checkpoint.all_in(tmp_path)] == [1, 2, 3]
 
 
 @pytest.fixture
@@ -177,7 +239,7 @@ def read_elsewhere(monkeypatch):
 def test_pruning_goes_on_while_a_checkpoint_is_read(tmp_path, read_elsewhere):
     for step in (1, 2, 3):
         save(tmp_path, step)
-    checkpoint.prune(tmp_path, keep=2)
+    checkpoint.prune(tmp_path, 2, {})
     assert [found.step for found in checkpoint.all_in(tmp_path)] == [2, 3]
     assert [path for path in tmp_path.rglob("*.safetensors") if "step-00000001" in str(path)] == []
     read_elsewhere.undo()
@@ -199,10 +261,10 @@ def test_a_checkpoint_that_can_not_be_deleted_ends_no_training(tmp_path, caplog,
         save(tmp_path, step)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", rename)
-        checkpoint.prune(tmp_path, keep=1)
+        checkpoint.prune(tmp_path, 1, {})
     assert [found.step for found in checkpoint.all_in(tmp_path)] == [1, 2, 3]
     assert f"{tmp_path / 'step-00000001'} could not be deleted: [Errno 13] Permission denied" in caplog.text
-    checkpoint.prune(tmp_path, keep=1)
+    checkpoint.prune(tmp_path, 1, {})
     assert [found.step for found in checkpoint.all_in(tmp_path)] == [3]
 
 
@@ -210,9 +272,9 @@ def test_pruning_deletes_nothing_while_the_newest_is_damaged(tmp_path):
     for step in (1, 2):
         save(tmp_path, step)
     flip_a_byte(tmp_path / "step-00000002" / "model.safetensors")
-    checkpoint.prune(tmp_path, keep=1)
+    checkpoint.prune(tmp_path, 1, {})
     assert [saved.step for saved in checkpoint.all_in(tmp_path)] == [1, 2]
-    checkpoint.prune(tmp_path / "nowhere", keep=1)
+    checkpoint.prune(tmp_path / "nowhere", 1, {})
 
 
 # A run

@@ -10,8 +10,10 @@ import torch
 from ldlm.config import Shapes, TrainConfig, from_dict
 from ldlm.errors import InputError
 from ldlm.features.batch import Batch
+from ldlm.features.store import FeatureStore
 from ldlm.model.joint import build_meta
 from ldlm.stages import train
+from ldlm.training import checkpoint
 from ldlm.training.fit import RESERVE, capacity, fitted, largest
 from ldlm.training.footprint import footprint
 from ldlm.training.joint import start, train_step
@@ -153,6 +155,17 @@ def test_sizes_are_read_with_their_unit():
     for wrong in ("80", "GB", "0GB", "80MB", "-1GB"):
         with pytest.raises(InputError, match=rf"--fit '{re.escape(wrong)}' is not an amount of memory; write it like"):
             capacity(wrong)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_dry_run_names_the_size_of_a_checkpoint(train_config, store, tmp_path, kind):
+    config = replace(train_config, steps=2, optimizer=replace(train_config.optimizer, kind=kind))
+    saved = checkpoint.latest(train.run(config, store, tmp_path / "run").path / "checkpoints")
+    held = [saved.tensors(name) for name in ("model", "ema", "optimizer")]
+    steps = sum(tensor.nbytes for name, tensor in held[2].items() if name.startswith("step/"))  # a number for each
+    size = sum(tensor.nbytes for tensors in held for tensor in tensors.values()) - steps
+    assert train.plan(config, FeatureStore(store).shapes)["checkpoint_bytes"] == size
+    assert sum(path.stat().st_size for path in saved.path.iterdir()) < 1.5 * size  # so small a one has a long index
 
 
 def test_a_dry_run_takes_the_length_of_its_rows_and_the_devices_without_a_store(ldlm, succeed, refuse):

@@ -20,7 +20,7 @@ from ldlm.config import TrainConfig
 from ldlm.errors import InputError
 from ldlm.features.shards import CHUNK_ROWS
 from ldlm.features.store import FeatureStore
-from ldlm.features.stream import Stream, places
+from ldlm.features.stream import RowOrder, Stream, places
 from ldlm.runtime import World
 from ldlm.stages import train
 from ldlm.training import checkpoint
@@ -211,6 +211,42 @@ def test_batches_that_are_not_finite_end_a_job_as_they_end_one_process(two, tmp_
     assert process.returncode == 1
     assert error.count("2 such batches are too many (--max-nonfinite 1)") >= 1
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
+def damage_for_rank_1(store, batch_size, shuffle_rows):
+    """Flip a byte of a chunk that rank 1 of 2 reads at the fifth step or later, and rank 0 long after it."""
+    split = FeatureStore(store).split("train")
+    order, first = RowOrder(split.rows, 0, shuffle_rows), ({}, {})
+    for step in range(split.rows // batch_size):
+        rows = order.rows_at(step * batch_size, batch_size)
+        for rank in (0, 1):
+            for chunk in (rows[places(rows, rank, 2)] // CHUNK_ROWS).tolist():
+                first[rank].setdefault(chunk, step)
+    chunk = next(c for c, step in first[1].items() if step > 5 and first[0].get(c, 1000) > step + 10)
+    shard, chunk = divmod(chunk, split.shard_rows // CHUNK_ROWS)
+    path = store / f"features.zarr/hidden/c/{shard}/0/0"
+    data = bytearray(path.read_bytes())
+    index = np.frombuffer(data[-4 - 16 * (split.shard_rows // CHUNK_ROWS) : -4], "<u8").reshape(-1, 2)
+    data[int(index[chunk, 0]) + 20] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("how", [QUICK, pytest.param(TWO, marks=pytest.mark.slow)], ids=["forked", "torchrun"])
+def test_what_one_process_can_not_read_is_saved_and_said_by_all(start, tiny_yaml, store_copy, tmp_path, how):
+    path = damage_for_rank_1(store_copy, 8, 32)
+    command = ["train", "--features", str(store_copy), "--config", str(tiny_yaml), "--steps", "1000"]
+    once = ("--shuffle-rows", "32", "--save-every", "1000", "--eval-every", "1000")
+    process = start([*command, *once], tmp_path / "run", **how, stderr=subprocess.PIPE)
+    error = process.communicate(timeout=patience())[1].decode()
+    assert process.returncode == 1
+    reason = f"{path} is damaged: a checksum is wrong; run `ldlm features repair` on the store"
+    assert f"Error: {reason}" in error
+    if how is QUICK:  # torchrun adds a traceback of its own, and may end one process before it says anything
+        assert (error.count(f"Error: {reason}"), error.count("Traceback")) == (2, 0), error
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("failed", f"InputError: {reason}")
+    assert checkpoint.latest(tmp_path / "run" / "checkpoints").step == status["step"] == status["saved"] >= 5
 
 
 def test_a_refusal_is_said_once_by_all_processes(two, train_config, store, tmp_path):

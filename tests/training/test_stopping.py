@@ -1,6 +1,7 @@
 """Training that is told to stop, at any time: one checkpoint, exit status 75, and the same command ends as if never
 stopped."""
 
+import errno
 import json
 import os
 import queue
@@ -11,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import forked
 import pytest
@@ -22,9 +24,10 @@ from patience import patience
 from ldlm import config as configs
 from ldlm import files, locks
 from ldlm.config import TrainConfig
-from ldlm.errors import InputError, Stopped
+from ldlm.errors import InputError, Stopped, StorageError
+from ldlm.progress import Progress, Task
 from ldlm.runtime import Stop
-from ldlm.stages import train
+from ldlm.stages import extract_features, train
 from ldlm.training import checkpoint
 from ldlm.training.ema import EMA
 from ldlm.training.log import MetricsFile
@@ -322,6 +325,116 @@ def test_a_lock_goes_with_its_process(tmp_path):
     with locks.exclusive_lock(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Rows that can't be read
+
+
+@pytest.fixture(scope="module")
+def in_windows(config):
+    """Of two chunks each, with a checkpoint at the end only."""
+    return replace(config, shuffle_rows=32, save_every=1000)
+
+
+@pytest.fixture(scope="module")
+def whole_in_windows(in_windows, store, tmp_path_factory):
+    """The run whose rows could all be read."""
+    return train.run(in_windows, store, tmp_path_factory.mktemp("windows") / "run").path
+
+
+def assert_failed_and_saved(out, reason):
+    status = files.read_json(out / "status.json")
+    assert (status["state"], status["reason"]) == ("failed", reason)
+    assert checkpoint.latest(out / "checkpoints").step == status["step"] == status["saved"] > 0
+    assert metrics(out, "train")[-1]["step"] == status["step"]
+
+
+@pytest.mark.parametrize("rows", ["train", "validation"])
+def test_a_damaged_chunk_costs_no_step(in_windows, whole_in_windows, store_copy, tmp_path, notes, rows):
+    """Neither in a batch nor in an evaluation, and once it is mended the run ends as if it had been whole."""
+    name = "hidden/c/4/0/0" if rows == "train" else "validation/hidden/c/0/0/0"
+    path, out = store_copy / "features.zarr" / name, tmp_path / "run"
+    good = path.read_bytes()
+    path.write_bytes(good[:100] + bytes([good[100] ^ 1]) + good[101:])
+    reason = f"{path} is damaged: a checksum is wrong; run `ldlm features repair` on the store"
+    with pytest.raises(InputError, match=re.escape(reason)):
+        train.run(in_windows, store_copy, out, progress=notes)
+    assert_failed_and_saved(out, f"InputError: {reason}")
+    step = files.read_json(out / "status.json")["step"]
+    assert step == 10 or rows == "train"
+    assert notes.lines[-1] == f"{out}: saved at step {step}, from where the same command continues"
+    path.write_bytes(good)
+    train.run(in_windows, store_copy, out)
+    assert final(out) == final(whole_in_windows)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), StorageError("the service is away")])
+def test_a_disk_or_a_service_that_fails_costs_no_step(in_windows, store, tmp_path, monkeypatch, error):
+    from ldlm.features.store import Split
+
+    out, real, windows = tmp_path / "run", Split.load, []
+
+    def load(split, rows, into=None):
+        windows.extend([rows] * (into is not None))
+        if len(windows) == 5:
+            raise error
+        return real(split, rows, into)
+
+    monkeypatch.setattr(Split, "load", load)
+    with pytest.raises(type(error)):
+        train.run(in_windows, store, out)
+    assert_failed_and_saved(out, f"{type(error).__name__}: {error}")
+
+
+@dataclass
+class Swap(Progress):
+    """Another store takes the place of one when the fifth step is reported."""
+
+    store: Path
+    other: Path
+    seen: int = 0
+
+    def task(self, name, total, unit, done=0):
+        return SwapTask(self)
+
+
+@dataclass
+class SwapTask(Task):
+    owner: Swap
+
+    def advance(self, count, **figures):
+        self.owner.seen += 1
+        if self.owner.seen == 5:
+            self.owner.store.rename(self.owner.store.with_name("before"))
+            self.owner.other.rename(self.owner.store)
+
+
+@pytest.mark.parametrize("method", ["ldlm", "mdlm"])
+def test_a_store_that_replaces_another_is_not_evaluated(
+    config, token_config, extract_config, other_gpt2, store_copy, tmp_path, method
+):
+    """All of training is read ahead here, in one window, so that an evaluation is the first to read the other."""
+    config = config if method == "ldlm" else replace(token_config(method), steps=30, batch_size=16, eval_every=10)
+    other = extract_features.run(replace(extract_config, encoder=str(other_gpt2)), tmp_path / "other").path
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match=f"{store_copy} was replaced while it was read"):
+        train.run(config, store_copy, out, progress=Swap(store_copy, other))
+    assert checkpoint.latest(out / "checkpoints").step == files.read_json(out / "status.json")["step"] == 10
+    assert metrics(out, "eval") == []
+    store_copy.rename(tmp_path / "other")
+    (tmp_path / "before").rename(store_copy)
+    assert train.run(config, store_copy, out).manifest["step"] == 30
+
+
+def test_an_error_of_the_program_in_the_stream_saves_nothing(in_windows, store, tmp_path, monkeypatch):
+    from ldlm.features.stream import Stream
+
+    real = Stream._batch
+    monkeypatch.setattr(Stream, "_batch", lambda stream, position: real(stream, position) if position < 80 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train.run(in_windows, store, tmp_path / "run")
+    assert checkpoint.all_in(tmp_path / "run" / "checkpoints") == []
 
 
 # ----------------------------------------------------------------------------------------------------------------------
