@@ -109,6 +109,21 @@ def test_a_student_of_one_step_begins_at_the_first_time():
     assert (by_student - end).abs().max() < 1e-12
 
 
+def test_without_self_conditioning_the_teacher_is_asked_four_times_and_given_nothing():
+    """What it would say at the first time is read by nobody."""
+    schedule, grid, z_0, eps, i_B = SCHEDULES[0], times_down(8), normal(4, 5), normal(4, 5, seed=1), torch.arange(4)
+    given = []
+
+    def teacher(z, t_B, z_hat_prev):
+        given.append(z_hat_prev.abs().max().item())
+        return conditioned(z, t_B, z_hat_prev)
+
+    found = distillation.lesson(schedule, teacher, z_0, eps, grid, i_B, self_conditioned=False)
+    assert given == [0] * 4
+    plain = distillation.lesson(schedule, lambda z, t_B, _: conditioned(z, t_B, 0 * z), z_0, eps, grid, i_B)
+    assert found.x_tilde.equal(plain.x_tilde) and found.z_t.equal(plain.z_t) and found.z_hat_prev.eq(0).all()
+
+
 def test_the_lesson_teaches_no_gradient():
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
     found = distillation.lesson(
