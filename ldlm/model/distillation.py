@@ -13,7 +13,8 @@ Algorithm 2):
 
 So the loss is L_diff (Eq. 1) with x̃ in place of z_0, at the student's times, all equally likely. The weight is 1, as
 in Eq. 1; theirs is max(α²/σ², 1). Nothing divides by zero under any schedule here: the denominator is positive where
-α/σ grows, and t_0 may be 1, where α = 0 and σ = 1.
+α/σ grows, and t_0 may be 1, where α = 0 and σ = 1. t_2E may be 0, where α = 1 and σ = 0: then the last x̃ is the
+teacher's last ẑ, which is what is decoded.
 
 The denoiser is conditioned on the estimate of the previous step. At t_2i the teacher takes that step, without gradient:
 from z_s ~ q(z_s | z_0) at s = t_2i−2 it takes two steps, which end at z_t. The student is conditioned on their x̃, its

@@ -188,6 +188,36 @@ def test_a_student_of_a_gaussian_draws_the_teachers_texts(std, evaluations):
     assert (found - expected).abs().max() < 1e-10 * std
 
 
+def test_with_a_grid_that_ends_at_0_a_student_decodes_what_its_teacher_does():
+    """Its last estimate is the teacher's last; on one that ends above 0 it is a mixture of the estimates."""
+    schedule, std = SCHEDULES[0], 0.3
+
+    def exact(z, t, z_hat_prev):
+        alpha, sigma = schedule.alpha_sigma(t.reshape(-1, 1))
+        return alpha * std**2 / (alpha**2 * std**2 + sigma**2) * z
+
+    def decoded(denoise, grid):
+        z_1 = normal(500, 1, seed=3)
+        return solvers.solve(solvers.ddim(schedule, grid), denoise, z_1, lambda row: z_1).x0
+
+    grid = times_down(16, t_min=0.05)
+    expected = decoded(exact, grid)
+    for evaluations in (4, 1):
+        for last, same in ((0.0, True), (0.05, False)):
+            times = torch.cat([grid[:-1], torch.full((1,), last, dtype=torch.float64)])
+            student, short = distilled(schedule, exact, lambda z: z, times, std * normal(200, 1), evaluations)
+            found = decoded(student, torch.cat([short[:-1], grid[-1:]]))  # with t_min, as it samples
+            assert ((found - expected).abs().max() < 1e-10) == same
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_a_step_to_time_0_ends_at_the_estimate(schedule):
+    z_s, first, second = (normal(2, 3, seed=seed) for seed in range(3))
+    answers, times_B3 = iter([first, second]), torch.tensor([[1.0, 0.5, 0.0], [0.2, 0.1, 0.0]]).double()
+    found = distillation.two_steps(schedule, lambda *_: next(answers), z_s, times_B3, torch.zeros_like(z_s))
+    assert (found.x_tilde - second).abs().max() < 1e-12
+
+
 def test_a_student_of_a_mixture_draws_the_teachers_texts():
     """The data has two narrow modes, and a student is a curve through 101 points, which loses what lies between.
 
