@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldlm import config as configs
 from ldlm import files, launcher, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import START, DistillConfig, DistilledConfig, TrainConfig, UndistilledConfig, halvings
@@ -118,7 +119,7 @@ def settings(config: DistillConfig, trained: TrainedRun, *, begun: Path | None =
     """The settings of the distilled run: the trained run's, overridden by the distillation's.
 
     Settings that are None are filled in. `InputError` if this run can't be distilled with them; what an earlier version
-    has begun in the folder `begun` keeps its sampler.
+    has begun in the folder `begun` keeps its sampler and its `final`.
     """
     run, config = trained.config, _of_distilled(config, trained) if trained.student is not None else config
     start = config.start or START
@@ -138,7 +139,15 @@ def settings(config: DistillConfig, trained: TrainedRun, *, begun: Path | None =
     mine["steps"] = count * steps
     mine["optimizer"] = replace(run.optimizer, lr=lr, lr_warmup_steps=steps // 10, lr_decay="cosine")
     before = run.undistilled if isinstance(run, DistilledConfig) else _undistilled(trained)
-    return DistilledConfig(**{**of_run, "shuffle_rows": None, **mine}, distillation=filled, undistilled=before)
+    taught: dict[str, Any] = {"distillation": filled, "final": _final(begun), "undistilled": before}
+    return DistilledConfig(**{**of_run, "shuffle_rows": None, **mine}, **taught)
+
+
+def _final(begun: Path | None) -> str:
+    """What the last step is taught: as in the folder `begun`, if a distillation has been begun there."""
+    record = begun / "config.yaml" if begun is not None else None
+    found = configs.distilled(files.read_yaml(record)) if record is not None and record.is_file() else None
+    return DistilledConfig().final if found is None else found.final
 
 
 def _undistilled(trained: TrainedRun) -> UndistilledConfig:
@@ -182,10 +191,14 @@ def _unguided(denoise: Any) -> Any:
 
 
 def _grid(training: DistilledConfig, trained: TrainedRun) -> Tensor:
-    """Times (start + 1,) of the first teacher."""
+    """Times (start + 1,) of the first teacher.
+
+    The last is 0 for `final` x0: a step to t = 0 ends at its estimate, so that is what the student's last step learns.
+    """
     assert training.distillation.start is not None
     sampler = replace(training.distillation.sampler, steps=training.distillation.start)
-    return solvers.grid_of(sampler, trained.schedule, trained.timesteps)
+    times = solvers.grid_of(sampler, trained.schedule, trained.timesteps)
+    return times if training.final == "state" else torch.cat([times[:-1], times.new_zeros(1)])
 
 
 def _remark(config: DistillConfig, trained: TrainedRun, progress: Progress) -> None:

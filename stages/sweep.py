@@ -207,7 +207,8 @@ def _sweep(config: AnySweepConfig, path: Path, progress: Progress) -> Sweep:
     if isinstance(chosen, TokenSweepConfig):
         return TokenSweep(path, chosen, method)
     diffusion = configs.from_stored(DiffusionConfig, opening.about(path).settings.get("diffusion", {}))
-    return TrajectorySweep(path, trajectories.guiding(chosen, path, diffusion, progress))
+    chosen = trajectories.guiding(chosen, path, diffusion, progress)
+    return TrajectorySweep(path, chosen, opening.offer(path, chosen.checkpoint))
 
 
 def _shapes(sweeps: Mapping[str, Sweep]) -> Shapes:

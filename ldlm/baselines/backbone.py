@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ldlm import noise
 from ldlm.compute import without_autocast
 from ldlm.config import BackboneConfig, DenoiserSizes
-from ldlm.model.denoiser import modulate
-from ldlm.model.layers import MLP, SelfAttention, head_width, rotate, sinusoids, split_heads
+from ldlm.model.denoiser import check_sizes, modulate
+from ldlm.model.layers import MLP, SelfAttention, rotate, sinusoids, split_heads
 
 CONDITION_WIDTH = 128  # of the published model; a narrower network has a condition as wide as itself
 
@@ -130,8 +130,8 @@ class Backbone(nn.Module):
 
     def __init__(self, sizes: DenoiserSizes, config: BackboneConfig, *, vocab: int, embeddings: int) -> None:
         super().__init__()
+        check_sizes(sizes, rotary=True)
         width, condition = sizes.width, min(CONDITION_WIDTH, sizes.width)
-        head_width(width, sizes.heads, "model.denoiser")
         self.time_dim, self.dropout = sizes.time_dim, config.dropout
         self.attention_cap, self.logit_cap = config.attention_cap, config.logit_cap
         self.embedding = nn.Parameter(torch.empty(embeddings, width))

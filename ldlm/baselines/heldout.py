@@ -57,7 +57,7 @@ def evaluate(
         _, tokens = split.read(start, min(start + batch_size, end))
         tokens_BL = torch.from_numpy(tokens).to(device, torch.int64)
         rows_B = torch.arange(start, start + len(tokens_BL), device=device)
-        found = [_draw(method, network, tokens_BL, number * end + rows_B, DRAWS * end) for number in range(DRAWS)]
+        found = [_draw(method, network, tokens_BL, rows_B, number=number, rows=end) for number in range(DRAWS)]
         times.append(torch.stack([t_B for t_B, _ in found]).cpu())
         losses.append(torch.stack([loss_B for _, loss_B in found]).cpu())
     split.check_unreplaced()
@@ -73,27 +73,33 @@ def evaluate(
     )
 
 
-def _draw(method: Method, network: TrainedNetwork, x_BL: Tensor, draw_B: Tensor, of: int) -> tuple[Tensor, Tensor]:
-    """Times and losses (B,) of one draw of each row: the draws number `draw_B` of `of` in all."""
-    draws: Any = method.draw(seed=SEED, step=0, rows_B=draw_B, batch=of, seq_len=x_BL.shape[1])
+def _draw(
+    method: Method, network: TrainedNetwork, x_BL: Tensor, rows_B: Tensor, *, number: int, rows: int
+) -> tuple[Tensor, Tensor]:
+    """Times and losses (B,) of draw `number` of each row, out of `rows` rows in all."""
+    draw_B = number * rows + rows_B
+    draws: Any = method.draw(seed=SEED, step=0, rows_B=draw_B, batch=DRAWS * rows, seq_len=x_BL.shape[1])
     weight_B = None
     if method.schedule is not None:
-        u_BL, weight_B = with_noise(draws.u_BL, method.schedule.alpha(draws.t_B), draw_B)
+        # Half of the draws of each row and of each time, so that the two kinds balance in both.
+        forced_B = (number + rows_B) % 2 == 1
+        u_BL, weight_B = with_noise(draws.u_BL, method.schedule.alpha(draws.t_B), draw_B, forced_B, seed=SEED)
         draws = draws._replace(u_BL=u_BL)
     loss_B = method.losses(network, x_BL, draws).loss_BL.double().mean(dim=1)
     return draws.time_B, loss_B if weight_B is None else loss_B * weight_B
 
 
-def with_noise(u_BL: Tensor, alpha_B: Tensor, draw_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Uniform numbers (B, L), below α where a token is kept; every other draw has one token forced to be noise.
+def with_noise(u_BL: Tensor, alpha_B: Tensor, draw_B: Tensor, forced_B: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Uniform numbers (B, L), below α where a token is kept; in the draws `forced_B`, one token is noise for certain.
 
-    Also weights (B,) that compensate: under them each token is kept independently with probability α, as in training.
-    Otherwise, at a small time, nearly all draws would have no noise and a loss of 0, and the rest a loss of order 1/t.
+    Also weights (B,) that compensate if half of the draws are forced: under them each token is kept independently with
+    probability α, as in training. Otherwise, at a small time, nearly all draws would have no noise and a loss of 0, and
+    the rest a loss of order 1/t. The token is a function of the seed and the number `draw_B` of the draw.
     """
     length, share_B = u_BL.shape[1], 1 - alpha_B
-    position_B = (noise.uniform(SEED, "noisy", 0, draw_B) * length).long()
-    forced_BL = torch.arange(length, device=u_BL.device) == position_B[:, None]
-    u_BL = u_BL.masked_fill(forced_BL & (draw_B % 2 == 1)[:, None], 1.0)
+    position_B = (noise.uniform(seed, "noisy", 0, draw_B) * length).long()
+    place_BL = torch.arange(length, device=u_BL.device) == position_B[:, None]
+    u_BL = u_BL.masked_fill(place_BL & forced_B[:, None], 1.0)
     noisy_B = (u_BL >= alpha_B[:, None]).sum(dim=1)
     # With n noisy tokens, a draw is n/(L(1 − α)) times as likely if one is forced, as it is in half of the draws.
     return u_BL, 2 / (1 + noisy_B / (length * share_B))

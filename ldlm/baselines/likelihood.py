@@ -54,9 +54,16 @@ def _rate(method: Method, network: TrainedNetwork, x_BL: Tensor, t_B: Tensor, dr
     """Loss (B,) of the rows at these times, summed over positions."""
     assert method.schedule is not None
     total_B = torch.zeros_like(t_B)
-    for number_B in (2 * draw_B, 2 * draw_B + 1):  # with_noise adds a token of noise to those of odd numbers
+    for forced in (False, True):
+        number_B = 2 * draw_B + forced
         draws: Any = method.draw(seed=seed, step=0, rows_B=number_B, batch=1, seq_len=x_BL.shape[1])
-        u_BL, weight_B = heldout.with_noise(draws.u_BL, method.schedule.alpha(t_B), number_B)
+        u_BL, weight_B = heldout.with_noise(
+            draws.u_BL,
+            method.schedule.alpha(t_B),
+            number_B,
+            torch.full_like(number_B, forced, dtype=torch.bool),
+            seed=heldout.SEED + seed,  # at seed 0 that of held-out rows, by which records of seed 0 were made
+        )
         loss_B = method.losses(network, x_BL, draws._replace(t_B=t_B, u_BL=u_BL)).loss_BL.double().sum(dim=1)
         total_B = total_B + loss_B * weight_B / 2
     return total_B

@@ -13,13 +13,14 @@ from ldlm import config as configs
 from ldlm import files
 from ldlm.baselines.exported import TokenDiffusion
 from ldlm.baselines.trained import TrainedTokenRun
-from ldlm.config import Shapes
+from ldlm.config import DistilledConfig, Shapes, TrainConfig, stored_training
 from ldlm.errors import InputError
 from ldlm.sampling import pretrained
 from ldlm.sampling.exported import LDLM
 from ldlm.sampling.pretrained import ExportedModel
 from ldlm.sampling.source import Source, checkpoint_of
-from ldlm.sampling.trained_run import TrainedRun
+from ldlm.sampling.trained_run import TrainedRun, timesteps_of
+from ldlm.sampling.trajectories import Offer
 
 MODELS: dict[str, type[ExportedModel]] = {model.model_type: model for model in (LDLM, TokenDiffusion)}
 RUNS: dict[str, type[TrainedRun] | type[TrainedTokenRun]] = {
@@ -80,6 +81,16 @@ def defaults(path: Path, name: str | None = None) -> dict[str, Any]:
     if distilled is None:
         return {}
     return {"sampler": configs.to_dict(distilled.learned(checkpoint_of(path, name).state))}
+
+
+def offer(path: Path, name: str | None = None) -> Offer:
+    """What of a run of LDLM, at the checkpoint that `open_source` opens, or of its export decides how it is swept."""
+    if pretrained.model_type(path) is not None:
+        described = LDLM.described(path)
+        return Offer(described.timesteps.flat, described.sampler)
+    training, saved = stored_training(files.read_yaml(path / "config.yaml")), checkpoint_of(path, name)
+    known = training.learned(saved.state) if isinstance(training, DistilledConfig) else None
+    return Offer(timesteps_of(cast(TrainConfig, training), saved).flat, known)
 
 
 def open_source(path: Path, device: torch.device, name: str | None = None) -> Source:

@@ -18,14 +18,14 @@ from ldlm.baselines.chain import ChainState
 from ldlm.baselines.drawing import Mixture
 from ldlm.baselines.duo import uniform_posterior
 from ldlm.baselines.estimate import Estimate
-from ldlm.baselines.mdlm import absorbing_mixture
-from ldlm.baselines.schedule import LogLinear, Loop, alphas, grid
+from ldlm.baselines.schedule import LogLinear, Loop, alphas, check_order, grid
 from ldlm.config import PsiConfig, PsiMode
+from ldlm.errors import InputError
 
 
 @dataclass(frozen=True)
 class PsiProcess:
-    """A Ψ-sampler for a trained Duo or, with absorbing states, a trained MDLM."""
+    """A Ψ-sampler for a trained Duo."""
 
     vocab: int
     config: PsiConfig
@@ -33,8 +33,15 @@ class PsiProcess:
     schedule: LogLinear = LogLinear()
 
     def __post_init__(self) -> None:
-        """`InputError` for a loop that would end before it begins."""
-        _ = self._loop
+        """`InputError` for a middle or a loop that would end before it begins, and for a loop in which α is too low."""
+        config = self.config
+        if "t_on" not in config.idle:
+            check_order(config.t_on, config.t_off)
+        if config.profile == "loop" and config.alpha_on <= self.schedule.eps:
+            raise InputError(
+                f"alpha_on={config.alpha_on:g} must be more than {self.schedule.eps:g}, where α begins: it rises while "
+                f"a text is drawn"
+            )
 
     @property
     def rows(self) -> int:
@@ -53,15 +60,12 @@ class PsiProcess:
         return [kappa(self._mode(t), self.config.eta, *alpha) for t, alpha in pairs] + [1.0]
 
     def condition(self, row: int) -> float | None:
-        """−log α_t, which Duo's network is told; None with absorbing states."""
-        return None if self.absorbing else -math.log(self.alphas[row][0])
+        """−log α_t, which Duo's network is told."""
+        return -math.log(self.alphas[row][0])
 
     def mixture(self, row: int, state: ChainState, x_theta: Estimate) -> Mixture:
         """The law of a row: κ times the posterior, 1 − κ times clean tokens with noise."""
         (alpha_t, alpha_s), k = self.alphas[row], self.kappas[row]
-        if self.absorbing:
-            masked = k * (1 - alpha_s) / (1 - alpha_t) + (1 - k) * (1 - alpha_s)
-            return absorbing_mixture(state.z_BL == self.vocab, masked, (1 - k) * (1 - alpha_s))
         x_z_BL = x_theta.of(state.z_BL)
         posterior = uniform_posterior(x_z_BL, alpha_t, alpha_s, self.vocab)
         if k == 1:

@@ -43,6 +43,12 @@ def grid(steps: int) -> Tensor:
     return torch.linspace(1, T_END, steps + 1, dtype=torch.float64)
 
 
+def check_order(t_on: float, t_off: float) -> None:
+    """`InputError` for a part of the grid, from t_on down to t_off, that would end before it begins."""
+    if t_off >= t_on:
+        raise InputError(f"t_off={t_off} must be less than t_on={t_on}: times fall while a text is drawn")
+
+
 @dataclass(frozen=True)
 class Loop:
     """A grid that stands still in the middle (ReMDM's `loop`): α rises to α_on, stays there, and goes on to 1.
@@ -57,8 +63,7 @@ class Loop:
     @classmethod
     def of(cls, t_on: float, t_off: float, still: float) -> Loop:
         """A loop from t_on down to t_off; `InputError` if it would end before it begins."""
-        if t_off >= t_on:
-            raise InputError(f"t_off={t_off} must be less than t_on={t_on}: times fall while a text is drawn")
+        check_order(t_on, t_off)
         return cls(t_on, t_off, still)
 
     def times(self, t: Tensor) -> Tensor:

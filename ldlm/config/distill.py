@@ -111,10 +111,17 @@ class DistilledConfig(TrainConfig):
     """A distilled run: the settings of the run that it was distilled from, with those of the distillation.
 
     Settings that both have are the distillation's, and `steps` counts all rounds. In `distillation`, what the user left
-    at none is filled in. `undistilled` is of the first run, however often it has been distilled.
+    at none is filled in. `undistilled` is of the first run, however often it has been distilled. Only what an earlier
+    version began has another `final` than the default.
     """
 
     distillation: DistillConfig = setting(DistillConfig(), "the distillation")
+    final: Literal["x0", "state"] = setting(
+        "x0",
+        "what a student's last step is taught: x0, the teacher's last ẑ, which is decoded; state, the ẑ that leads to "
+        "the teacher's state at t_min, as in distillations of earlier versions",
+        before="state",
+    )
     undistilled: UndistilledConfig | None = setting(
         None, "settings of the run before; none where an earlier version distilled it", identity=False
     )

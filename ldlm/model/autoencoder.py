@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ldlm.attention import attention
 from ldlm.config import AutoencoderConfig
 from ldlm.errors import InputError
-from ldlm.model.layers import MLP, RMSNorm, SelfAttention, SwiGLU, divisors, head_width, split_heads
+from ldlm.model.layers import MLP, RMSNorm, SelfAttention, SwiGLU, head_width, rotary_head_width, split_heads
 from ldlm.model.token_loss import TokenLosses, token_losses
 
 
@@ -198,11 +198,8 @@ class TokenDecoder(nn.Module):
 
     def __init__(self, *, width: int, layers: int, heads: int, mlp_ratio: int, vocab_size: int) -> None:
         super().__init__()
-        if layers and head_width(width, heads, "model.token_decoder") % 2:
-            raise InputError(
-                f"model.token_decoder.heads={heads} leaves heads of odd width {width // heads}; set it to "
-                f"{divisors(width)}, or its layers to 0"
-            )
+        if layers:
+            rotary_head_width(width, heads, "model.token_decoder", "its layers to 0")
         self.blocks = nn.ModuleList(DecoderBlock(width, heads, mlp_ratio) for _ in range(layers))
         self.norm = RMSNorm(width, eps=1e-6)
         self.head = nn.Linear(width, vocab_size, bias=False)

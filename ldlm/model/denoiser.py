@@ -8,15 +8,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ldlm.config import DenoiserConfig, Shapes
+from ldlm.config import DenoiserConfig, DenoiserSizes, Shapes
 from ldlm.errors import InputError
-from ldlm.model.layers import MLP, divisors, head_width, sinusoids, time_features
+from ldlm.model.layers import MLP, head_width, rotary_head_width, sinusoids, time_features
 from ldlm.model.prefix import Prefix, PrefixAttention, PrefixKeys, longest_prefix
 
 
 def modulate(x_BNW: Tensor, shift_BW: Tensor, scale_BW: Tensor) -> Tensor:
     """x·(1 + scale) + shift, feature by feature; zero shift and scale leave x as it is."""
     return x_BNW * (1 + scale_BW[:, None]) + shift_BW[:, None]
+
+
+def check_sizes(sizes: DenoiserSizes, *, rotary: bool) -> None:
+    """`InputError` for sizes that attention, rotary positions or the time embedding can't have."""
+    width, heads, name = sizes.width, sizes.heads, "model.denoiser"
+    if rotary:
+        rotary_head_width(width, heads, name, f"{name}.width to a multiple of {2 * heads}")
+    else:
+        head_width(width, heads, name)
+    if sizes.time_dim % 2:
+        raise InputError(f"{name}.time_dim={sizes.time_dim} must be even: it holds sines and cosines")
 
 
 def first_positions(config: DenoiserConfig, count: int) -> Tensor:
@@ -76,13 +87,7 @@ class DiT(nn.Module):
         super().__init__()
         width = config.width
         rotary = config.positions == "rotary"
-        if head_width(width, config.heads, "model.denoiser") % 2 and rotary:
-            raise InputError(
-                f"model.denoiser.heads={config.heads} leaves heads of odd width {width // config.heads}, and rotary "
-                f"positions turn pairs; set it to {divisors(width)}, or take model.denoiser.positions=sincos"
-            )
-        if config.time_dim % 2:
-            raise InputError(f"model.denoiser.time_dim={config.time_dim} must be even: it holds sines and cosines")
+        check_sizes(config, rotary=rotary)
         self.time_dim = config.time_dim
         self.project_in = nn.Linear(2 * latent_dim, width)
         self.positions_NW = nn.Parameter(first_positions(config, num_latents))

@@ -13,7 +13,8 @@ Algorithm 2):
 
 So the loss is L_diff (Eq. 1) with x̃ in place of z_0, at the student's times, all equally likely. The weight is 1, as
 in Eq. 1; theirs is max(α²/σ², 1). Nothing divides by zero under any schedule here: the denominator is positive where
-α/σ grows, and t_0 may be 1, where α = 0 and σ = 1.
+α/σ grows, and t_0 may be 1, where α = 0 and σ = 1. t_2E may be 0, where α = 1 and σ = 0: then the last x̃ is the
+teacher's last ẑ, which is what is decoded.
 
 The denoiser is conditioned on the estimate of the previous step. At t_2i the teacher takes that step, without gradient:
 from z_s ~ q(z_s | z_0) at s = t_2i−2 it takes two steps, which end at z_t. The student is conditioned on their x̃, its
@@ -93,8 +94,7 @@ def lesson(
     the student are given zeros for ẑ_prev.
     """
     if not self_conditioned:
-        taught = lesson(schedule, _unconditioned(teacher), z_0, eps, grid, i_B)
-        return taught._replace(z_hat_prev=torch.zeros_like(z_0))
+        teacher = _unconditioned(teacher)
     # The previous step. Its first estimate is self-conditioned as in training: on an estimate at the same z_s that was
     # made without. At t_0 there is none.
     before_B = (2 * i_B - 2).clamp(min=0)
@@ -103,7 +103,7 @@ def lesson(
     if len(grid) == 3:  # the student takes a single step: all rows begin here
         z_t, student_prev, teacher_prev = z_s, none, none
     else:
-        z_hat_prev = _where(before_B == 0, none, teacher(z_s, s_B, none))
+        z_hat_prev = _where(before_B == 0, none, teacher(z_s, s_B, none)) if self_conditioned else none
         before = two_steps(schedule, teacher, z_s, _three(grid, before_B), z_hat_prev)
         z_t, student_prev, teacher_prev = (
             _where(i_B == 0, of_first, of_others)
@@ -112,7 +112,7 @@ def lesson(
 
     # The teacher's two steps from here, which the student learns to take as one.
     x_tilde = two_steps(schedule, teacher, z_t, _three(grid, 2 * i_B), teacher_prev).x_tilde
-    return Lesson(z_t, grid[2 * i_B], student_prev, x_tilde)
+    return Lesson(z_t, grid[2 * i_B], student_prev if self_conditioned else none, x_tilde)
 
 
 def draw_steps(*, seed: int, step: int, rows_B: Tensor, count: int) -> Tensor:

@@ -38,6 +38,21 @@ def head_width(width: int, heads: int, name: str) -> int:
     return width // heads
 
 
+def rotary_head_width(width: int, heads: int, name: str, remedy: str) -> int:
+    """Width of one head, even, since rotary positions turn pairs; `InputError` otherwise.
+
+    `remedy` follows the word "set", beside other numbers of heads if those help.
+    """
+    found = head_width(width, heads, name)
+    if found % 2:
+        remedies = [remedy] if width % 2 else [f"it to {divisors(width)}", remedy]
+        raise InputError(
+            f"{name}.heads={heads} leaves heads of odd width {found}, and rotary positions turn pairs; set "
+            f"{', or '.join(remedies)}"
+        )
+    return found
+
+
 def divisors(width: int) -> str:
     """The numbers of heads that divide a width evenly, with heads of an even width, as text."""
     heads = [str(number) for number in range(1, width // 2 + 1) if width % (2 * number) == 0]

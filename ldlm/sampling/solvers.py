@@ -311,12 +311,12 @@ _REFUSED = {
 _MOST_ETA = 0.5  # for ddim on the log-snr grid
 
 
-def is_offered(config: SamplerConfig, *, flat: bool = False) -> bool:
+def is_offered(config: SamplerConfig, known: SamplerConfig | None = None, *, flat: bool = False) -> bool:
     """Whether the solver keeps the width of Gaussian data on the grid that is named and with this end.
 
-    With `flat`, F(t) is t, so that `learned` has the times of `time`.
+    With `flat`, F(t) is t, so that `learned` has the times of `time`. What `known` has is offered, as in `check`.
     """
-    return _objection(config, flat) is None
+    return _objection(config, flat) is None or _is_known(config, known)
 
 
 def check(config: SamplerConfig, known: SamplerConfig | None = None, *, flat: bool = False) -> None:
@@ -326,7 +326,7 @@ def check(config: SamplerConfig, known: SamplerConfig | None = None, *, flat: bo
     learned. `flat` says that F(t) is t.
     """
     objection = _objection(config, flat)
-    if objection is None or (known is not None and _combination(config) == _combination(known)):
+    if objection is None or _is_known(config, known):
         return
     reason, remedy = objection
     grid = f"grid {config.grid}" + (", which is time in this model, whose F(t) is t," if _is_time(config, flat) else "")
@@ -347,6 +347,10 @@ def _objection(config: SamplerConfig, flat: bool) -> tuple[str, str] | None:
 
 def _is_time(config: SamplerConfig, flat: bool) -> bool:
     return flat and config.grid == "learned"
+
+
+def _is_known(config: SamplerConfig, known: SamplerConfig | None) -> bool:
+    return known is not None and _combination(config) == _combination(known)
 
 
 def _combination(config: SamplerConfig) -> tuple[Any, ...]:

@@ -42,6 +42,7 @@ from ldlm.sampling.drawer import DrawsTexts
 from ldlm.sampling.generation import JOINT, Decoder, TextGenerator
 from ldlm.sampling.source import OpenRun
 from ldlm.training import cost
+from ldlm.training.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ class DecoderRecord:
     checkpoint_step: int  # of the latents it was trained on
     usable: bool = True  # whether those are the latents of the opened checkpoint
     default: bool = False
+
+
+def timesteps_of(training: TrainConfig, saved: Checkpoint) -> TimestepSampler:
+    """The timestep sampler in the state of a checkpoint."""
+    sampler = TimestepSampler(training.timesteps, training.diffusion.t_min)
+    sampler.load_state_dict(saved.state["timesteps"])
+    return sampler
 
 
 class TrainedRun(DrawsTexts, OpenRun):
@@ -108,9 +116,7 @@ class TrainedRun(DrawsTexts, OpenRun):
     @property
     def timesteps(self) -> TimestepSampler:
         """The timestep sampler in the state of the checkpoint."""
-        sampler = TimestepSampler(self.config.timesteps, self.config.diffusion.t_min)
-        sampler.load_state_dict(self.checkpoint.state["timesteps"])
-        return sampler
+        return timesteps_of(self.config, self.checkpoint)
 
     def compute(self, config: ComputeConfig) -> Compute:
         """Precision and kernels of its denoiser when it draws texts."""

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldlm.config import LDLM, PAPERS_SAMPLER, DiffusionConfig, Final, SamplerConfig, SweepConfig
+from ldlm.config import LDLM, PAPERS_SAMPLER, DiffusionConfig, Final, Grid, SamplerConfig, SweepConfig
 from ldlm.errors import InputError
 from ldlm.evaluation.beside import Judge
 from ldlm.evaluation.frontier import Frontier, Variant, finalists, is_papers, read_finalists
@@ -31,6 +31,31 @@ from ldlm.sampling.generation import LARGEST_BATCH, TextGenerator
 from ldlm.sampling.solvers import End
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.sampling.ways import Bench, Drawn
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What of a model decides which trajectories are offered for it."""
+
+    flat: bool = False  # whether F(t) is t, so that `learned` has the times of `time`
+    known: SamplerConfig | None = None  # with which it was exported, or that it has learned
+
+    def has(self, sampler: SamplerConfig) -> bool:
+        """Whether a sampler is offered, as for `ldlm sample`."""
+        return solvers.is_offered(sampler, self.known, flat=self.flat)
+
+    def repeats(self, grids: Sequence[Grid]) -> bool:
+        """Whether `learned` would draw what `time` draws."""
+        asked = {"learned", "time"} <= {*grids}
+        return asked and self.flat and (self.known is None or self.known.grid != "learned")
+
+    def distinct(self, grids: Sequence[Grid]) -> list[Grid]:
+        """The grids whose times differ, each once."""
+        left_out = {"learned"} if self.repeats(grids) else set[str]()
+        return [grid for grid in dict.fromkeys(grids) if grid not in left_out]
+
+
+ANY = Offer()  # for plans without a model
 
 
 @dataclass(frozen=True)
@@ -60,23 +85,23 @@ class Trajectory:
         config = SamplerConfig(**settings)
         return replace(config, steps=self.budget // solvers.evaluations_per_step(config))
 
-    def finals(self, asked: Sequence[Final]) -> list[Final]:
+    def finals(self, asked: Sequence[Final], offer: Offer = ANY) -> list[Final]:
         """The ends in `asked` that are offered for this solver and grid, each once."""
-        return [final for final in dict.fromkeys(asked) if solvers.is_offered(replace(self.sampler, final=final))]
+        return [final for final in dict.fromkeys(asked) if offer.has(replace(self.sampler, final=final))]
 
 
-def trajectories(config: SweepConfig) -> list[Trajectory]:
+def trajectories(config: SweepConfig, offer: Offer = ANY) -> list[Trajectory]:
     """All combinations that are offered and whose budget allows a step, cheapest first."""
     everything = [
         Trajectory(solver, grid, guidance, budget, _t_min(config, solver, grid, guidance))
         for solver in dict.fromkeys(config.solvers)
-        for grid in dict.fromkeys(config.grids)
+        for grid in offer.distinct(config.grids)
         for guidance in dict.fromkeys(config.guidances)
         for budget in sorted(set(config.budgets))
     ]
-    offered = [one for one in everything if one.finals(config.finals)]
+    offered = [one for one in everything if one.finals(config.finals, offer)]
     if not offered:
-        solvers.check(replace(everything[0].sampler, final=config.finals[0]))
+        solvers.check(replace(everything[0].sampler, final=config.finals[0]), flat=offer.flat)
     affordable = [one for one in offered if solvers.evaluations_per_step(one.sampler) <= one.budget]
     if not affordable:
         raise InputError(
@@ -92,10 +117,10 @@ def _t_min(config: SweepConfig, solver: str, grid: str, guidance: float) -> floa
     return PAPERS_SAMPLER["t_min"] if is_papers(row) else config.t_min
 
 
-def plan(config: SweepConfig) -> dict[str, Any]:
+def plan(config: SweepConfig, offer: Offer = ANY) -> dict[str, Any]:
     """Numbers of trajectories, variants, evaluations and texts that it would take."""
-    found = trajectories(config)
-    ends = sum(len(one.finals(config.finals)) for one in found)
+    found = trajectories(config, offer)
+    ends = sum(len(one.finals(config.finals, offer)) for one in found)
     variants = ends * len(config.temperatures) * max(1, len(config.decoders))
     return {
         "trajectories": len(found),
@@ -112,21 +137,22 @@ class TrajectorySweep:
 
     path: Path
     config: SweepConfig
+    offer: Offer
     method: str = LDLM
 
     def __post_init__(self) -> None:
-        trajectories(self.config)
+        trajectories(self.config, self.offer)
 
     def plan(self) -> dict[str, Any]:
         """Numbers of trajectories, variants, evaluations and texts that it would take."""
-        return plan(self.config)
+        return plan(self.config, self.offer)
 
     def load(self, source: Any, progress: Progress) -> LoadedRun:
         """The denoiser and the decoders of a source; a note may say how they compute."""
         compute = source.compute(self.config.compute)
         compute.tell(progress)
         generators = [source.generator(name, compute) for name in self.config.decoders or (None,)]
-        return LoadedRun(self.config, source, {one.decoder.name: one for one in generators})
+        return LoadedRun(self.config, self.offer, source, {one.decoder.name: one for one in generators})
 
     def points(self, name: str, summary: Mapping[str, Any]) -> list[Point]:
         """The finalists, as the two lines that they form: the paper's sampler, and the best at each budget."""
@@ -165,6 +191,7 @@ class LoadedRun:
     """A run of LDLM that draws texts along trajectories."""
 
     config: SweepConfig
+    offer: Offer
     source: TrainedRun | exported.LDLM
     generators: dict[str, TextGenerator]  # by decoder, all with one denoiser
 
@@ -188,16 +215,22 @@ class LoadedRun:
         }
 
     def remark(self, progress: Progress) -> None:
-        """Note which decoder is the default if none is named, and samplers that a student has not learned."""
+        """Note the default decoder if none is named, a grid left out, and samplers that a student has not learned."""
         if not self.config.decoders and isinstance(self.source, TrainedRun):  # an export has its default on record
             self.source.remark_on_decoder(None, progress)
-        drawer.remark_on_student(self.source.student, [one.sampler for one in trajectories(self.config)], progress)
+        if self.offer.repeats(self.config.grids):
+            progress.note("F(t) is t in this model, so the grid learned has the times of time, and is left out")
+        drawer.remark_on_student(self.source.student, [one.sampler for one in self._trajectories], progress)
+
+    @property
+    def _trajectories(self) -> list[Trajectory]:
+        return trajectories(self.config, self.offer)
 
     def find(self, out: Path, judge: Judge, progress: Progress) -> Frontier:
         """Screen all trajectories, and draw the finalists again."""
         self.remark(progress)
         bench: Bench[Trajectory, Variant] = Bench(self.config, out, self, judge)
-        screened = bench.rows("screen", trajectories(self.config), self.config.screen_texts, progress)
+        screened = bench.rows("screen", self._trajectories, self.config.screen_texts, progress)
         chosen = finalists(screened, self.config.entropy_slack)
         again = list(dict.fromkeys(map(Trajectory.of, chosen)))
         drawn = bench.rows("finalists", again, self.config.texts, progress)
@@ -225,7 +258,7 @@ class LoadedRun:
         """Compute a trajectory once, and decode its end in all variants."""
         end, seconds = self._ends(way.sampler, seeds_B)
         for (name, generator), final, temperature in product(
-            self.generators.items(), way.finals(self.config.finals), dict.fromkeys(self.config.temperatures)
+            self.generators.items(), way.finals(self.config.finals, self.offer), dict.fromkeys(self.config.temperatures)
         ):
             started = time.perf_counter()
             tokens_BL = generator.decode(getattr(end, final), seeds_B, temperature).cpu()

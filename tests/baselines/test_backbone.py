@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import partial
 
 import pytest
@@ -272,6 +273,21 @@ def test_compiled_or_recomputed_blocks_compute_the_same(way):
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(InputError, match=r"model\.denoiser\.heads=3 must divide its width 8"):
         Backbone(DenoiserConfig(layers=1, width=8, heads=3), BackboneConfig(), vocab=5, embeddings=5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"width": 30, "heads": 10}, "model.denoiser.heads=10 leaves heads of odd width 3, and rotary positions turn"),
+        ({"width": 15, "heads": 1}, "model.denoiser.heads=1 leaves heads of odd width 15, and rotary positions turn"),
+        ({"width": 8, "heads": 2, "time_dim": 9}, "model.denoiser.time_dim=9 must be even: it holds sines and cosines"),
+    ],
+)
+@pytest.mark.parametrize("cap", [0.0, 50.0])
+def test_sizes_that_positions_and_times_can_not_have_are_refused(sizes, message, cap):
+    with pytest.raises(InputError, match=re.escape(message)) as refused:
+        Backbone(DenoiserConfig(layers=1, **sizes), BackboneConfig(attention_cap=cap), vocab=5, embeddings=5)
+    assert "positions=" not in str(refused.value)  # the backbone has no other ones
 
 
 def test_within_autocast_the_body_is_rounded_and_the_head_is_not():

@@ -1,5 +1,6 @@
 """Reverse processes of the discrete rivals, whole: every sequence's probability, through the product's own rows."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ from toy_language import JOINT, VOCAB, ExactNetwork, distance, output_law, trans
 
 from ldlm.baselines.chain import Chain
 from ldlm.baselines.duo import DuoProcess, uniform_posterior
-from ldlm.baselines.mdlm import MDLMProcess
+from ldlm.baselines.mdlm import MDLMProcess, absorbing_mixture
 from ldlm.baselines.psi import PsiProcess, kappa
 from ldlm.baselines.remdm import ReMDMProcess, confidence_shares
 from ldlm.baselines.schedule import LogLinear, Loop
@@ -32,6 +33,27 @@ def duo(steps):
 
 def psi(steps, **settings):
     return PsiProcess(VOCAB, PsiConfig(steps=steps, **settings))
+
+
+@dataclass(frozen=True)
+class PsiWithMasks(PsiProcess):
+    """A Ψ-sampler with absorbing states, with which ReMDM must agree (Deschenaux et al., 2026)."""
+
+    absorbing: bool = True
+    schedule: LogLinear = LogLinear(0.0)
+
+    def condition(self, row):
+        """None: a network that sees masks is not told the time."""
+
+    def mixture(self, row, state, x_theta):
+        """κ times MDLM's row, 1 − κ times clean tokens with masks."""
+        (alpha_t, alpha_s), k = self.alphas[row], self.kappas[row]
+        masked = k * (1 - alpha_s) / (1 - alpha_t) + (1 - k) * (1 - alpha_s)
+        return absorbing_mixture(state.z_BL == self.vocab, masked, (1 - k) * (1 - alpha_s))
+
+
+def psi_with_masks(steps, **settings):
+    return PsiWithMasks(VOCAB, PsiConfig(steps=steps, **settings))
 
 
 # name: (process of N steps, network, end, distance to the language after 1, 2, 4, 16, 64 and 256 steps)
@@ -80,7 +102,7 @@ OF_ONE_TOKEN = {
     **{f"psi κ={k}": psi(5, mode="kappa", eta=k) for k in (0.0, 0.4, 1.0)},
     **{f"psi {mode}": psi(5, mode=mode, eta=0.3) for mode in ("constant", "cap", "rescale", "rescale-duo")},
     "psi loop": psi(20, mode="constant", eta=0.01, profile="loop"),
-    "psi masks": PsiProcess(VOCAB, PsiConfig(steps=5, mode="kappa", eta=0.4), absorbing=True, schedule=LogLinear(0.0)),
+    "psi masks": psi_with_masks(5, mode="kappa", eta=0.4),
 }
 
 
@@ -123,7 +145,7 @@ def test_duos_posterior():
 def test_psi_with_masks_is_remdm_where_sigma_is_at_most_the_share_of_masks(of_remdm, of_psi):
     # Beyond it κ would be negative, and Ψ has κ = 0: it masks 1 − α_s of the tokens again, where ReMDM masks more.
     steps = 12
-    with_masks = PsiProcess(VOCAB, PsiConfig(steps=steps, **of_psi), absorbing=True, schedule=LogLinear(0.0))
+    with_masks = psi_with_masks(steps, **of_psi)
     one, other = Chain(remdm(steps, **of_remdm), 2), Chain(with_masks, 2)
     plain, compared, different = Chain(mdlm(steps), 2), 0, 0
     for row in range(one.rows):
@@ -157,6 +179,21 @@ def test_modes_of_psi_may_differ_in_three_parts_of_the_grid():
     assert parts(profile="loop") == [{1}, {0.4}, {1}, {1}]
     assert parts(mode_high="ancestral") == [{1}, {0.4}, {0.4}, {1}]
     assert parts(mode_low="cap", profile="loop") == [{1}, {0.4}, {0}, {1}]
+
+
+def test_a_middle_of_psi_begins_before_it_ends():
+    with pytest.raises(InputError, match=r"t_off=0\.5 must be less than t_on=0\.1"):
+        psi(5, mode_high="cap", mode_low="ancestral", t_on=0.1, t_off=0.5)
+    psi(5, t_on=0.1, t_off=0.5)  # idle: all rows are of one mode
+
+
+def test_alpha_rises_to_that_in_the_loop_of_psi():
+    """Duo's begins at ε; with less in the loop it would fall, and weights of the mixture be negative."""
+    for alpha_on in (0.0005, 0.001):
+        with pytest.raises(InputError, match=rf"alpha_on={alpha_on} must be more than 0\.001, where α begins"):
+            psi(5, profile="loop", alpha_on=alpha_on)
+    alphas = [alpha for alpha, _ in psi(5, profile="loop", alpha_on=0.002).alphas]
+    assert alphas == sorted(alphas)
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(32, 0.33), (256, 2.7), (1024, 10.6), (4096, 42.6)])

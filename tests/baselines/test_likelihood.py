@@ -61,3 +61,38 @@ def test_a_rows_bound_does_not_depend_on_its_batch():
     whole, _ = likelihood.bounds(method, network, x_BL, rows, draws=2)
     parts = [likelihood.bounds(method, network, x_BL[at], rows[at], draws=2)[0] for at in (slice(0, 2), slice(2, 9))]
     torch.testing.assert_close(whole, torch.cat(parts))
+
+
+class Fixed:
+    """A network whose logits at a position are those of its place: rows of log probabilities (L, V)."""
+
+    def __init__(self, log_LV):
+        self.log_LV, self.embedding = log_LV, torch.eye(log_LV.shape[1] + 1, dtype=torch.float64)
+
+    def hidden(self, e_BLW, condition_B):
+        """The logits, whatever the input."""
+        return self.log_LV.expand(e_BLW.shape[0], -1, -1)
+
+    def logits(self, h_W):
+        """They are made already."""
+        return h_W
+
+    @property
+    def head_parameters(self):
+        """None that are trained."""
+        return ()
+
+
+def test_over_the_seeds_the_mean_bound_of_a_row_is_its_value():
+    """Of a single row, whose token of noise must not be the same for each seed.
+
+    With logits that see nothing, MDLM's bound is their NLL, which may differ between positions.
+    """
+    log_LV = torch.tensor([[0.9, 0.05, 0.05], [0.1, 0.6, 0.3], [0.01, 0.98, 0.01], [0.3, 0.3, 0.4]]).double().log()
+    x_BL, rows_B, seeds = torch.tensor([[1, 0, 0, 2]]), torch.tensor([3]), 120
+    found = torch.cat(
+        [likelihood.bounds(MDLM(3), Fixed(log_LV), x_BL, rows_B, draws=2, seed=seed)[0] for seed in range(seeds)]
+    )
+    se, value = found.std().item() / math.sqrt(seeds), -log_LV[torch.arange(4), x_BL[0]].sum().item()
+    assert found.mean().item() == pytest.approx(value, abs=4 * se)
+    assert se < 0.01 * value

@@ -411,6 +411,32 @@ def test_a_bad_setting_is_named(refuse, store, tiny_yaml, out, arguments, messag
     assert message in refuse("train", "--features", store, "--output", out, *config, *arguments)
 
 
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["train", "dry run"])
+@pytest.mark.parametrize("method", ["ldlm", "mdlm", "flm"])
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (("time_dim=9",), "model.denoiser.time_dim=9 must be even"),
+        (
+            ("width=30", "heads=10"),
+            "model.denoiser.heads=10 leaves heads of odd width 3, and rotary positions turn pairs; set it to one of 1, "
+            "3, 5, 15, or model.denoiser.width to a multiple of 20",
+        ),
+        (
+            ("width=15", "heads=1"),
+            "model.denoiser.heads=1 leaves heads of odd width 15, and rotary positions turn pairs; set "
+            "model.denoiser.width to a multiple of 2",
+        ),
+    ],
+)
+def test_sizes_of_the_denoiser_that_no_method_can_have_are_named(refuse, store, out, method, sizes, message, dry):
+    settings = [part for size in sizes for part in ("--set", f"model.denoiser.{size}")]
+    line = refuse(
+        "train", "--method", method, "--features", store, "--preset", "tiny", *settings, "--output", out, *dry
+    )
+    assert message in line
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

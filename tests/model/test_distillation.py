@@ -109,6 +109,21 @@ def test_a_student_of_one_step_begins_at_the_first_time():
     assert (by_student - end).abs().max() < 1e-12
 
 
+def test_without_self_conditioning_the_teacher_is_asked_four_times_and_given_nothing():
+    """What it would say at the first time is read by nobody."""
+    schedule, grid, z_0, eps, i_B = SCHEDULES[0], times_down(8), normal(4, 5), normal(4, 5, seed=1), torch.arange(4)
+    given = []
+
+    def teacher(z, t_B, z_hat_prev):
+        given.append(z_hat_prev.abs().max().item())
+        return conditioned(z, t_B, z_hat_prev)
+
+    found = distillation.lesson(schedule, teacher, z_0, eps, grid, i_B, self_conditioned=False)
+    assert given == [0] * 4
+    plain = distillation.lesson(schedule, lambda z, t_B, _: conditioned(z, t_B, 0 * z), z_0, eps, grid, i_B)
+    assert found.x_tilde.equal(plain.x_tilde) and found.z_t.equal(plain.z_t) and found.z_hat_prev.eq(0).all()
+
+
 def test_the_lesson_teaches_no_gradient():
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
     found = distillation.lesson(
@@ -171,6 +186,36 @@ def test_a_student_of_a_gaussian_draws_the_teachers_texts(std, evaluations):
     expected, found = (sampled(schedule, *pair, z_1) for pair in ((exact, grid), (student, short)))
     assert len(short) - 1 == evaluations
     assert (found - expected).abs().max() < 1e-10 * std
+
+
+def test_with_a_grid_that_ends_at_0_a_student_decodes_what_its_teacher_does():
+    """Its last estimate is the teacher's last; on one that ends above 0 it is a mixture of the estimates."""
+    schedule, std = SCHEDULES[0], 0.3
+
+    def exact(z, t, z_hat_prev):
+        alpha, sigma = schedule.alpha_sigma(t.reshape(-1, 1))
+        return alpha * std**2 / (alpha**2 * std**2 + sigma**2) * z
+
+    def decoded(denoise, grid):
+        z_1 = normal(500, 1, seed=3)
+        return solvers.solve(solvers.ddim(schedule, grid), denoise, z_1, lambda row: z_1).x0
+
+    grid = times_down(16, t_min=0.05)
+    expected = decoded(exact, grid)
+    for evaluations in (4, 1):
+        for last, same in ((0.0, True), (0.05, False)):
+            times = torch.cat([grid[:-1], torch.full((1,), last, dtype=torch.float64)])
+            student, short = distilled(schedule, exact, lambda z: z, times, std * normal(200, 1), evaluations)
+            found = decoded(student, torch.cat([short[:-1], grid[-1:]]))  # with t_min, as it samples
+            assert ((found - expected).abs().max() < 1e-10) == same
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_a_step_to_time_0_ends_at_the_estimate(schedule):
+    z_s, first, second = (normal(2, 3, seed=seed) for seed in range(3))
+    answers, times_B3 = iter([first, second]), torch.tensor([[1.0, 0.5, 0.0], [0.2, 0.1, 0.0]]).double()
+    found = distillation.two_steps(schedule, lambda *_: next(answers), z_s, times_B3, torch.zeros_like(z_s))
+    assert (found.x_tilde - second).abs().max() < 1e-12
 
 
 def test_a_student_of_a_mixture_draws_the_teachers_texts():

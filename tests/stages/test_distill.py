@@ -32,11 +32,10 @@ from ldlm.config import (
 from ldlm.errors import InputError, Stopped
 from ldlm.features.batch import Batch
 from ldlm.features.store import FeatureStore
-from ldlm.model import distillation as steps
 from ldlm.runtime import ALONE
 from ldlm.sampling import solvers
 from ldlm.sampling.trained_run import TrainedRun
-from ldlm.sampling.trajectories import LoadedRun
+from ldlm.sampling.trajectories import LoadedRun, Offer
 from ldlm.stages import distill, export, finetune_decoder, likelihood, sample, trace, train
 from ldlm.training import checkpoint
 from ldlm.training.distillation import distill_step, start_distillation
@@ -89,19 +88,40 @@ def begun(trained, config=DISTILL):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_the_first_lesson_ends_where_the_sampler_of_the_run_does(trained, guidance):
+def test_the_first_lesson_ends_at_what_the_sampler_of_the_run_decodes(trained, guidance):
     """From the noise of a text, by two steps of ddim on its own grid, with guidance where that is asked for."""
     config = replace(DISTILL, start=2, evaluations=1, guidance=guidance)
     state, seeds = begun(trained, config), torch.arange(5)
     z_1 = noise.normal(seeds, "z_1", 0, torch.zeros_like(seeds), state.model.latent_shape)
     taught = state.lesson(state.rounds[0], None, z_1, z_1, torch.zeros_like(seeds), None)
     (grid,) = (one.grid for one in state.rounds)
-    found = steps.step(TrainedRun(trained, CPU).schedule, z_1, taught.x_tilde, grid[:1].expand(5), grid[2:].expand(5))
-    sampler = SamplerConfig(steps=2, solver="ddim", guidance=guidance)
-    expected = TrainedRun(trained, CPU).generator().ends(sampler, seeds).mean
+    assert grid[-1] == 0
+    sampler, found = SamplerConfig(steps=2, solver="ddim", guidance=guidance), taught.x_tilde
+    expected = TrainedRun(trained, CPU).generator().ends(sampler, seeds).x0
     assert (found - expected).abs().max() < 1e-4 * expected.std()
-    plain = TrainedRun(trained, CPU).generator().ends(replace(sampler, guidance=1.0), seeds).mean
+    plain = TrainedRun(trained, CPU).generator().ends(replace(sampler, guidance=1.0), seeds).x0
     assert ((found - plain).abs().max() < 1e-4 * plain.std()) == (guidance == 1)
+
+
+def test_what_an_earlier_version_began_goes_on_as_it_was(trained, store, tmp_path, stopped_at, monkeypatch):
+    """It taught the state at t_min, which was not recorded."""
+    old, reference = tmp_path / "old", tmp_path / "reference"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(distill, "_final", lambda begun: "state")
+        distill.run(DISTILL, trained, store, reference)
+        with pytest.raises(Stopped):
+            distill.run(DISTILL, trained, store, old, progress=stopped_at(3))
+    settings = files.read_yaml(old / "config.yaml")
+    assert settings.pop("final") == "state"
+    files.write_atomic(old / "config.yaml", files.dump_yaml(settings))
+    assert distill.run(DISTILL, trained, store, old).complete
+    assert made_of(old)[:2] == made_of(reference)[:2]
+    assert distill.run(DISTILL, trained, store, old).complete  # and there is nothing left to do
+
+    run = TrainedRun(trained, CPU)
+    kept, new = (distill.settings(DISTILL, run, begun=begun) for begun in (old, tmp_path / "new"))
+    assert (kept.final, new.final) == ("state", "x0")
+    assert [distill._grid(one, run)[-1].item() for one in (kept, new)] == [DISTILL.sampler.t_min, 0]
 
 
 def test_guidance_is_the_first_rounds_alone(trained):
@@ -120,9 +140,10 @@ def test_guidance_is_the_first_rounds_alone(trained):
 def test_the_grids_of_the_rounds_are_those_that_are_sampled_on(trained):
     state, run = begun(trained), TrainedRun(trained, CPU)
     assert [one.evaluations for one in state.rounds] == [4, 2]
+    assert [one.grid[-1].item() for one in state.rounds] == [0, 0]  # no estimate is made there
     for one in state.rounds:
         own = replace(DISTILL.sampler, steps=one.evaluations)
-        assert solvers.grid_of(own, run.schedule, run.timesteps).tolist() == one.grid[::2].tolist()
+        assert solvers.grid_of(own, run.schedule, run.timesteps)[:-1].tolist() == one.grid[::2][:-1].tolist()
 
 
 def test_the_frozen_parts_stay_as_they_are_and_the_denoiser_learns(trained, whole):
@@ -280,7 +301,7 @@ def test_a_sweep_notes_samplers_that_a_student_has_not_learned(whole, notes):
     def noted(**changes):
         learned = {"budgets": (2,), "solvers": ("ddim",), "grids": ("learned",), "guidances": (1.0,)}
         asked, before = SweepConfig(**{**learned, **changes}), len(notes.lines)
-        LoadedRun(asked, TrainedRun(whole, CPU), {}).remark(notes)
+        LoadedRun(asked, Offer(), TrainedRun(whole, CPU), {}).remark(notes)
         return [line for line in notes.lines[before:] if "is distilled to 2 evaluations" in line]
 
     for decoders in ((), ("joint",)):

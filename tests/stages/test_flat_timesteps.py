@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from ldlm import LDLM
-from ldlm.config import DistillConfig, ExportConfig, SamplerConfig, TimestepConfig
+from ldlm.config import DistillConfig, ExportConfig, SamplerConfig, SweepConfig, TimestepConfig
 from ldlm.errors import InputError
 from ldlm.runtime import Stopped
 from ldlm.sampling.trained_run import TrainedRun
-from ldlm.stages import distill, export, train
+from ldlm.stages import distill, export, sweep, train
 
 CPU = torch.device("cpu")
 DEFAULT = "F(t) is t in this model, so the default grid is log-snr; --grid takes another"
@@ -69,6 +69,19 @@ def test_a_grid_that_is_asked_for_is_judged_by_the_times_that_it_has(draw, refus
     )
 
 
+def test_a_sweep_takes_what_sample_takes(succeed, refuse, ldlm, uniform, gpt2, tmp_path):
+    """`learned` beside `time` would be drawn twice; a grid that is asked for alone is judged by its times."""
+    sweep = ("sweep", "--run", uniform, "--guidances", 1, "--budgets", 4, "--finals", "x0", "--device", "cpu")
+    asked = (*sweep, "--solvers", "ddim", "--grids")
+    assert "solver ddim on grid learned, which is time in this model" in refuse(*asked, "learned", "--dry-run")
+    assert succeed(*asked, "learned", "log-snr", "--dry-run")["trajectories"] == 1
+    few = ("--temperatures", 0, "--screen-texts", 2, "--texts", 2, "--scorer", gpt2, "--output", tmp_path / "s")
+    done = ldlm(*sweep, *few, "--solvers", "dpm++2m", "--grids", "learned", "time")
+    assert "F(t) is t in this model, so the grid learned has the times of time, and is left out" in done.stderr
+    screened = json.loads((tmp_path / "s" / "sweep.json").read_text())["screened"]
+    assert [(row["solver"], row["grid"]) for row in screened] == [("dpm++2m", "time")]
+
+
 def test_a_file_of_texts_that_was_begun_on_learned_goes_on_if_that_is_asked_for(draw, refuse, uniform, tmp_path):
     """Earlier versions took `learned` where nothing was asked for."""
     out = tmp_path / "texts.jsonl"
@@ -109,4 +122,6 @@ def test_it_is_distilled_on_log_snr_unless_a_distillation_was_begun_otherwise(
     student = TrainedRun(out, CPU)
     assert student.student.grid == "learned"
     student.check(student.student)
-    export.run(ExportConfig(sampler=student.student), out, tmp_path / "model")
+    model = export.run(ExportConfig(sampler=student.student), out, tmp_path / "model").path
+    one = SweepConfig(budgets=(2,), solvers=("ddim",), grids=("learned",), guidances=(1.0,), finals=("x0",))
+    assert [sweep.plan(one, [path])["trajectories"] for path in (out, model)] == [1, 1]
