@@ -72,6 +72,11 @@ def _not_utf8(place: str, error: UnicodeDecodeError) -> InputError:
     )
 
 
+def values(source: OpenFile) -> Iterator[tuple[Any, str | Place]]:
+    """The values of JSON lines or of a JSON array, each with its place."""
+    return json_lines(source) if source.kind == "json lines" else json_array(source)
+
+
 def json_lines(source: OpenFile) -> Iterator[tuple[Any, Place]]:
     """The values of JSON lines, each with its place."""
     number = 0

@@ -66,8 +66,7 @@ def rows(path: Path, column: str = "text", span: Span | None = None, beside: Seq
         elif source.kind == "parquet":
             yield from formats.parquet(source, column, beside)
         else:
-            values = formats.json_lines(source) if source.kind == "json lines" else formats.json_array(source)
-            yield from (formats.row(source, value, column, place) for value, place in values)
+            yield from (formats.row(source, value, column, place) for value, place in formats.values(source))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -124,6 +123,19 @@ def remarks(paths: Iterable[str | Path], column: str) -> Iterator[str]:
             if source.kind.startswith("json") and ending(path) not in JSON_NAMES:
                 advice = as_they_stand(path, source.compressed)
                 yield f"{path} holds JSON, of which the field {column!r} is read; {advice}"
+
+
+def field_names(path: Path) -> list[str] | None:
+    """Names of the columns, or of the fields of the first row; None where rows have none, and for a stream."""
+    if is_stream(path):
+        return None
+    with opened(path) as source:
+        if source.kind == "plain":
+            return None
+        if source.kind == "parquet":
+            return list(formats.parquet_table(path).schema_arrow.names)
+        value, _ = next(formats.values(source), (None, None))
+        return list(value) if isinstance(value, dict) else None
 
 
 def spans(path: Path, size: int) -> list[tuple[Span | None, int]]:

@@ -443,6 +443,25 @@ def test_a_column_of_its_own_is_measured_by_its_own_tokens(call, tmp_path):
         assert call(one, "--text-column", "prompt")["tokens_from"] == "scorer"  # there are no `prompt_tokens`
 
 
+def test_a_column_that_some_files_lack_is_their_text(call, ldlm, refuse, draws, gpt2, tmp_path):
+    real, common = draws[1], ("--scorer", gpt2, "--max-tokens", 16)
+    rows = [{"generated_text": json.loads(row)["text"]} for row in draws[0].read_text().splitlines()]
+    theirs = tmp_path / "theirs.jsonl"
+    theirs.write_text(files.dump_jsonl(rows))
+    for reference in (real, as_parquet(real)):
+        found = call(theirs, "--reference", reference, "--text-column", "generated_text")
+        alone = call(draws[0], "--reference", reference)
+        for one, other in ((found, alone), (found["reference"], alone["reference"])):
+            assert [one[name] for name in FIGURES] == [other[name] for name in FIGURES]
+    shown = ldlm("evaluate", theirs, "--reference", real, "--text-column", "generated_text", *common)
+    assert f"{real} has no 'generated_text', and its 'text' is read" in shown.stderr.splitlines()
+    assert "(fields: generated_text); set --text-column" in refuse("evaluate", theirs, "--reference", real, *common)
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"story": "rain", "id": 3}\n')
+    line = refuse("evaluate", theirs, other, "--reference", real, "--text-column", "generated_text", *common)
+    assert f"generated_text is not in all files, nor is 'text': {other} has fields story, id; rename one" in line
+
+
 MEASURED = """
 import json, resource, sys
 from pathlib import Path

@@ -147,6 +147,23 @@ def test_others_samples_are_scored_alike_whatever_tokenizer_wrote_them(trained, 
         assert (bert["gen_ppl"] == pytest.approx(gpt["gen_ppl"], rel=1e-6)) == alike
 
 
+def test_others_samples_are_read_by_their_own_column(trained, gpt2, unseen, tmp_path, notes):
+    """Somebody's samples in a field of their own, whose boundaries nobody has named, beside real text in `text`."""
+    theirs, real = tmp_path / "theirs.jsonl", tmp_path / "real.jsonl"
+    theirs.write_text(files.dump_jsonl([{"generated_text": f"[CLS] {line} [SEP]"} for line in unseen[:6]]))
+    real.write_text(files.dump_jsonl([{"text": line} for line in unseen[6:12]]))
+    config = settings(gpt2, budgets=(2,), solvers=("dpm++2m",), guidances=(1.0,), finals=("mean",), temperatures=(1.0,))
+    config = replace(config, text_column="generated_text")
+    other = frontier.External("other", theirs, nfe=8, seconds=0.1)
+    found = sweep.run(config, trained, tmp_path / "out", reference=real, externals=[other], progress=notes).manifest
+    assert found["externals"][0]["gen_ppl"] != found["real"]["gen_ppl"]
+    assert f"{real} has no 'generated_text', and its 'text' is read" in notes.lines
+    said = (
+        f"{theirs}: [CLS] and [SEP] occur in 6 of 6 texts and are read letter by letter; name them: --boundary-tokens"
+    )
+    assert f'{said} "[CLS]" "[SEP]"' in notes.lines
+
+
 def test_budgets_that_pay_for_no_step_are_refused_before_anything_is_begun(trained, gpt2, refuse, tmp_path):
     command = ("sweep", "--run", trained, "--scorer", gpt2, "--output", tmp_path / "out", "--device", "cpu")
     line = refuse(*command, "--solvers", "heun", "--guidances", 1.5, "--budgets", 1, 3)
