@@ -459,7 +459,7 @@ def test_a_column_that_some_files_lack_is_their_text(call, ldlm, refuse, draws, 
     other = tmp_path / "other.jsonl"
     other.write_text('{"story": "rain", "id": 3}\n')
     line = refuse("evaluate", theirs, other, "--reference", real, "--text-column", "generated_text", *common)
-    assert f"generated_text is not in all files, nor is 'text': {other} has fields story, id; rename one" in line
+    assert f"generated_text and 'text' are not in all files: {other} has fields story, id; rename one" in line
 
 
 MEASURED = """
