@@ -30,6 +30,9 @@ from ldlm.progress import SILENT, Progress
 NAMES = (*JSON_NAMES[1:], ".parquet", ".txt")  # of text; not .json, in which the records beside samples also end
 
 
+TABLES = {".csv": ",", ".tsv": r"\t"}  # names of tables of values, with what divides them
+
+
 def file_documents(paths: Iterable[str | Path], column: str = "text") -> Iterator[str]:
     """The documents of files, in order; a long line of plain text comes in parts.
 
@@ -115,7 +118,7 @@ def _names(path: Path) -> Path:
 
 
 def remarks(paths: Iterable[str | Path], column: str) -> Iterator[str]:
-    """A remark on each file that is read as JSON although its name doesn't say so."""
+    """A remark on each file that is read as JSON, or as lines, although its name doesn't say so."""
     for path in map(Path, paths):
         if is_stream(path):
             continue
@@ -123,6 +126,19 @@ def remarks(paths: Iterable[str | Path], column: str) -> Iterator[str]:
             if source.kind.startswith("json") and ending(path) not in JSON_NAMES:
                 advice = as_they_stand(path, source.compressed)
                 yield f"{path} holds JSON, of which the field {column!r} is read; {advice}"
+            if source.kind == "plain" and ending(path) in TABLES:
+                yield (
+                    f"{path} is read as lines of text, its header and marks included; to read one of its columns: "
+                    f"{_as_parquet(path)}"
+                )
+
+
+def _as_parquet(path: Path) -> str:
+    """The command that makes a table of values a parquet file."""
+    how = f'delimiter="{TABLES[ending(path)]}", newlines_in_values=True'
+    read = f'csv.read_csv("{path.name}", parse_options=csv.ParseOptions({how}))'
+    made = path.name[: path.name.lower().index(ending(path))] + ".parquet"
+    return f"python -c 'from pyarrow import csv, parquet; parquet.write_table({read}, \"{made}\")'"
 
 
 def field_names(path: Path) -> list[str] | None:
