@@ -52,7 +52,8 @@ class Beside:
                 )
         fewest = min([config.texts, *(len(texts) for texts in (real, *others.values()) if texts is not None)])
         if fewest < config.texts:
-            progress.note(f"diversity is that of {fewest:,} texts of each set, as many as the smallest has")
+            few = "one text" if fewest == 1 else f"{fewest:,} texts"
+            progress.note(f"diversity is that of {few} of each set, as many as the smallest has")
         inputs = {
             "reference": None if reference is None else seen[str(reference)].sha256,
             "externals": {one.name: [seen[str(one.path)].sha256, one.nfe, one.seconds] for one in externals},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ class Texts:
     seeds: list[int] | None = None  # None unless the file has them for every text
     boundaries: Boundaries = Boundaries()
     clean_up: bool | None = None  # whether they were decoded with clean-up of spaces; None: unknown
+    unusable: str | None = None  # why the tokens in the file are not used; None if they are, or there are none
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -54,6 +56,7 @@ def read(path: Path, column: str = "text") -> Texts:
     texts: list[str] = []
     tokens: list[np.ndarray | None] = []
     seeds: list[object] = []
+    unusable, some = None, False
     held: list[str] = []
     own = "tokens" if column == "text" else f"{column}_tokens"
     for text, fields in textfiles.rows(path, column, beside=(own, "seed")):
@@ -62,7 +65,10 @@ def read(path: Path, column: str = "text") -> Texts:
         if text is None or isinstance(text, Part):
             continue
         texts.append("".join(held))
-        tokens.append(_tokens(fields.get(own), texts[-1]))
+        tokens.append(_tokens(value := fields.get(own), texts[-1]))
+        some = some or value is not None
+        if tokens[-1] is None:
+            unusable = unusable or _complaint(len(texts), value)
         seeds.append(fields.get("seed"))
         held.clear()
     if not texts:
@@ -71,6 +77,7 @@ def read(path: Path, column: str = "text") -> Texts:
         texts,
         [row for row in tokens if row is not None] if all(row is not None for row in tokens) else None,
         [seed for seed in seeds if isinstance(seed, int)] if all(isinstance(seed, int) for seed in seeds) else None,
+        unusable=unusable if some else None,
     )
 
 
@@ -87,7 +94,11 @@ def read_all(paths: Sequence[Path], column: str, named: Sequence[str], note: Cal
             note(remark)
     for remark in remarks(chosen, named):
         note(remark)
-    return [described(read(path, chosen[path]), path, named) for path in paths]
+    sets = [described(read(path, chosen[path]), path, named) for path in paths]
+    for path, texts in zip(paths, sets, strict=True):
+        if texts.unusable is not None:
+            note(f"{path}: {texts.unusable}, so entropy and diversity count the scorer's tokens")
+    return sets
 
 
 def _columns(paths: Sequence[Path], column: str) -> dict[Path, str]:
@@ -108,11 +119,23 @@ def _columns(paths: Sequence[Path], column: str) -> dict[Path, str]:
 
 def _tokens(value: object, text: str) -> np.ndarray | None:
     """Token ids (L,) int32 of a text, which take an eighth of the list's memory; None for what can't be its tokens."""
-    if not isinstance(value, list) or not all(type(token) is int and 0 <= token < 2**31 for token in value):
+    if not isinstance(value, list) or not all(map(_is_token, value)):
         return None
     if not value and text.strip():
         return None
     return np.array(value, np.int32)
+
+
+def _is_token(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _complaint(number: int, value: object) -> str:
+    """The complaint about what stands in place of the tokens of a text."""
+    if value is None or value == []:
+        return f"text {number:,} has no tokens"
+    wrong = next(token for token in value if not _is_token(token)) if isinstance(value, list) else value
+    return f"tokens of text {number:,} are no token ids ({reprlib.repr(wrong)})"
 
 
 def in_folders(paths: Iterable[Path], reference: Path | None = None) -> list[Path]:
