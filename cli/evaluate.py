@@ -246,16 +246,22 @@ def _value(name: str, value: float | None) -> str:
 
 def _foot(results: list[FileScores]) -> list[str]:
     first = results[0].scores
+    unknown = [result.file for result in results if not result.scores.boundary_tokens]
+    known = f" (none known{'' if len(unknown) == len(results) else ' of ' + ', '.join(unknown)})" if unknown else ""
     lines = [
-        f"protocol {first.protocol}, boundaries {first.boundaries}, scorer {first.scorer}, at most "
+        f"protocol {first.protocol}, boundaries {first.boundaries}{known}, scorer {first.scorer}, at most "
         f"{first.max_tokens} tokens a text; "
         "[95 % bootstrap interval over texts]"
     ]
     fewest = first.diversity_texts
     if any(result.scores.num_texts > fewest for result in results):
-        lines.append(f"diversity is that of the first {fewest:,} texts of each, since it falls as their number grows")
+        few = "text" if fewest == 1 else f"{fewest:,} texts"
+        lines.append(f"diversity is that of the first {few} of each, since it falls as their number grows")
     counted = {whose: _files(results, whose) for whose in ("file", "scorer")}
-    if all(counted.values()):
+    if not all(counted.values()):
+        whose = "tokens in the file" if counted["file"] else "scorer's tokens"
+        lines.append(f"entropy and diversity count the {whose}")
+    else:
         lines.append(
             f"entropy and diversity count the tokens in the file for {counted['file']}, and the scorer's for "
             f"{counted['scorer']}; they compare only if both are of one tokenizer"

@@ -106,10 +106,8 @@ def _table(name: str, result: dict[str, Any]) -> str:
     rows.append(("mean of the two", *_figures(result["mean"]), None))
     real = result["real"]
     rows.append(("real text", *_figures(real), None))
-    head = (
-        f"{name}: {result['pairs']} pairs, {result['path']} path, decoder {result['decoder']}, "
-        f"scorer {result['scorer']}, 95 % intervals"
-    )
+    pairs, intervals = ("1 pair", "") if result["pairs"] == 1 else (f"{result['pairs']} pairs", ", 95 % intervals")
+    head = f"{name}: {pairs}, {result['path']} path, decoder {result['decoder']}, scorer {result['scorer']}{intervals}"
     foot = [] if "diversity_texts" in real else ["the diversity of real text is that of twice as many texts"]
     if any(point["gen_ppl"] is None for point in [*result["points"], result["mean"], real]):
         foot.append("no perplexity (-): none of the texts has a token to score")

@@ -341,6 +341,8 @@ def path_option(flag: str, help: str, *, metavar: str = "DIR", anywhere: bool = 
     def checked(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
         if value is not None and "://" in value and not anywhere:  # it would become a folder of that name
             raise InputError(f"{flag} {value} is in an object store, where only feature stores can be; give a path")
+        if value is not None and value.endswith("/") and metavar.startswith("F") and not Path(value).is_dir():
+            raise InputError(f"{value} is the name of a folder; {flag} names the file, without / at its end")
         return None if value is None else whole(value, flag)
 
     return click.option(flag, metavar=metavar, default=None, help=help, callback=checked)

@@ -111,6 +111,7 @@ def _finalists(result: dict[str, Any]) -> str:
         f"{result['texts']:,} texts each, decoder {decoders}, scorer {result['scorer']}; all of it in "
         f"{result['output']}/table.md"
     )
-    if result["diversity_texts"] < result["texts"]:
-        foot = f"diversity of the first {result['diversity_texts']:,} of each, as many as the smallest set has; {foot}"
+    if (fewest := result["diversity_texts"]) < result["texts"]:
+        few = "text" if fewest == 1 else f"{fewest:,}"
+        foot = f"diversity of the first {few} of each, as many as the smallest set has; {foot}"
     return show.table(head, rows) + "\n\n" + verdict(finalists) + "\n" + foot

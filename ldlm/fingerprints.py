@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 # Names of fingerprints that earlier versions did not record.
-LATER = ("decoder_sha256", "prompts_sha256", "scorer_revision", "shards", "tokenizer_sha256", "weights_precision")
+LATER = (
+    "decoder_sha256",
+    "prompts_sha256",
+    "scorer_revision",
+    "screen_seeds",
+    "shards",
+    "tokenizer_sha256",
+    "weights_precision",
+)
 
 
 class Fingerprint(str):

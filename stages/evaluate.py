@@ -69,6 +69,8 @@ def run(
     if seeds:
         samples.check_seeds(paths[: len(paths) - (reference is not None)], sets)
     scorer = Scorer(config.scorer, runtime.device(config.device), progress.note)
+    for remark in samples.unread_remarks(paths, sets, config.boundaries, scorer):
+        progress.note(remark)
     max_tokens = _max_tokens(config, sets, scorer, progress)
     fewest = min(map(len, sets))
     with (
@@ -134,9 +136,7 @@ def _paths(files: Sequence[Path], reference: Path | None, seeds: bool) -> list[P
 def _read(paths: Sequence[Path], config: EvaluateConfig, reference: Path | None, progress: Progress) -> list[Texts]:
     """Read all sets; the reference, which comes last, is cut to as many texts as the largest other set has."""
     textfiles.check_streams(paths)
-    for remark in [*textfiles.remarks(paths, config.text_column), *samples.remarks(paths, config.boundary_tokens)]:
-        progress.note(remark)
-    sets = [samples.described(samples.read(path, config.text_column), path, config.boundary_tokens) for path in paths]
+    sets = samples.read_all(paths, config.text_column, config.boundary_tokens, progress.note)
     if reference is None or len(sets) == 1:
         return sets
     *drawn, real = sets

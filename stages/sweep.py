@@ -69,7 +69,9 @@ def run(
 
     def judge() -> Judge:
         scorer = Scorer(config.scorer, device, progress.note)
-        return Judge(config, scorer, scorer.fitting(shapes.seq_len, progress.note), beside)
+        made = Judge(config, scorer, scorer.fitting(shapes.seq_len, progress.note), beside)
+        made.remark(progress)
+        return made
 
     if len(sweeps) == 1:
         (sweep,) = sweeps.values()

@@ -205,7 +205,7 @@ class LoadedTokenRun:
         """Draw every way."""
         bench: Bench[TokenWay, Point] = Bench(self.config, out, self, judge)
         found = ways(self.config, self.sweep.method, self.sweep.path)
-        points = bench.rows("draw", found, self.config.texts, progress)
+        points = bench.rows("draw", found, range(self.config.texts), progress)
         about = {"device": str(self.source.device), "step": self.source.origin["step"]}
         origin = {"method": self.sweep.method, **self.inputs, **about, "seed": self.config.seed}
         return Fronts(

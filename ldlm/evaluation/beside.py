@@ -28,6 +28,7 @@ class Beside:
     externals: dict[External, Texts]
     fewest: int  # texts in the smallest set, the runs' included
     inputs: dict[str, Any]  # hashes of the files, and costs, as inputs of the artefact
+    files: dict[Path, Texts]  # everything in them
 
     @classmethod
     def read(
@@ -36,33 +37,29 @@ class Beside:
         """Read the reference and the texts of other models; notes say how their boundaries are found."""
         if len({one.name for one in externals}) < len(externals):
             raise InputError("two --external have one name; give each a name of its own")
-        seen = textfiles.seen([*([reference] if reference else []), *(one.path for one in externals)])
+        paths = list(dict.fromkeys([*([reference] if reference else []), *(one.path for one in externals)]))
+        seen = textfiles.seen(paths)
         with digests.as_hashed(seen):
-            named = samples.remarks(map(Path, seen), config.boundary_tokens)
-            for remark in [*textfiles.remarks(seen, config.text_column), *named]:
-                progress.note(remark)
-            real = None if reference is None else _read(config, reference)
-            others = {one: _read(config, one.path) for one in externals}
-        beside: dict[Path | None, Texts | None] = {reference: real, **{one.path: others[one] for one in others}}
+            sets = samples.read_all(paths, config.text_column, config.boundary_tokens, progress.note)
+        beside = dict(zip(paths, sets, strict=True))
+        real = None if reference is None else beside[reference]
+        others = {one: beside[one.path] for one in externals}
         for path, texts in beside.items():
-            if texts is not None and not texts.tokens:
+            if not texts.tokens:
                 progress.note(
                     f"{path}: no tokens, so its entropy and diversity count the scorer's, and compare with those of a "
                     f"run only if both are of one tokenizer"
                 )
         fewest = min([config.texts, *(len(texts) for texts in (real, *others.values()) if texts is not None)])
         if fewest < config.texts:
-            progress.note(f"diversity is that of {fewest:,} texts of each set, as many as the smallest has")
+            few = "one text" if fewest == 1 else f"{fewest:,} texts"
+            progress.note(f"diversity is that of {few} of each set, as many as the smallest has")
         inputs = {
             "reference": None if reference is None else seen[str(reference)].sha256,
             "externals": {one.name: [seen[str(one.path)].sha256, one.nfe, one.seconds] for one in externals},
         }
         # No more texts of the reference than are drawn: diversity falls with the number of texts.
-        return cls(None if real is None else real.first(config.texts), others, fewest, inputs)
-
-
-def _read(config: AnySweepConfig, path: Path) -> Texts:
-    return samples.described(samples.read(path, config.text_column), path, config.boundary_tokens)
+        return cls(None if real is None else real.first(config.texts), others, fewest, inputs, beside)
 
 
 @dataclass(frozen=True)
@@ -73,6 +70,12 @@ class Judge:
     scorer: Scorer
     max_tokens: int  # at which texts are cut for the scorer
     beside: Beside
+
+    def remark(self, progress: Progress) -> None:
+        """Note which texts have boundary tokens that nobody has named."""
+        found = self.beside.files
+        for remark in samples.unread_remarks(found, found.values(), self.config.boundaries, self.scorer):
+            progress.note(remark)
 
     def score(self, texts: Texts) -> SetScores:
         """Scores of a set of texts, with the diversity of as many texts as the smallest set has."""

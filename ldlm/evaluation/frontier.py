@@ -13,8 +13,9 @@ from ldlm.config import PAPERS_SAMPLER
 from ldlm.errors import InputError
 from ldlm.evaluation.scores import FIGURES, SetScores
 
+INTERVALS = "In brackets are 95 % bootstrap intervals over texts."
 PAPERS_BUDGET = 128  # evaluations; the paper's sampler here, or at the nearest budget, sets the finalists' entropy bar
-RECORDED = (*FIGURES, "num_texts", "diversity_texts")  # the fields of `SetScores` in a sweep's record
+RECORDED = (*FIGURES, "intervals", "num_texts", "diversity_texts")  # the fields of `SetScores` in a sweep's record
 
 
 def is_papers(settings: Mapping[str, Any]) -> bool:
@@ -39,6 +40,7 @@ class Variant:
     gen_ppl: float | None  # None if no text has a token to score
     entropy: float  # nats
     diversity: float
+    intervals: Mapping[str, list[float] | None] | None = None  # [low, high] of gen_ppl and of entropy; not recorded
     num_texts: int
     diversity_texts: int | None = None  # None: not recorded
     best: bool | None = None  # at its budget; None unless the variant is a finalist
@@ -49,8 +51,9 @@ class Variant:
         return cls(**{field.name: row[field.name] for field in fields(cls) if field.name in row})
 
     def to_json(self) -> dict[str, Any]:
-        """The fields by name; `best` for finalists only."""
-        return {name: value for name, value in asdict(self).items() if name != "best" or value is not None}
+        """The fields by name; `best` for finalists only, and no intervals where an earlier version recorded none."""
+        optional = ("best", "intervals")
+        return {name: value for name, value in asdict(self).items() if name not in optional or value is not None}
 
     @property
     def way(self) -> tuple[Any, ...]:
@@ -218,13 +221,16 @@ def tables(frontier: Frontier) -> str:
     Ends with a newline.
     """
     about, screened = frontier.about, frontier.screened
+    screening = f"{about['screen_texts']:,}{' of their own' if 'screen_seeds' in about else ''} to screen"
     parts = [
-        f"Scorer {about['scorer']}, model at step {about['step']:,}, {about['texts']:,} texts each, "
-        f"{about['screen_texts']:,} to screen; diversity of {about['diversity_texts']:,} texts of each; boundaries "
-        f"{about['boundaries']}; seconds on {about['device']}.",
+        f"Scorer {about['scorer']}, model at step {about['step']:,}, {about['texts']:,} texts each, {screening}; "
+        f"diversity of {about['diversity_texts']:,} texts of each; boundaries {about['boundaries']}; seconds on "
+        f"{about['device']}.",
         "## The paper's sampler and the best at each budget",
         _markdown(frontier.finalists),
     ]
+    if any(row.intervals for row in frontier.finalists):
+        parts.append(INTERVALS)
     if frontier.real is not None:
         parts.append(f"Real text: {_figures(frontier.real)}.")
     parts.append(verdict(frontier.finalists))
@@ -238,7 +244,10 @@ def tables(frontier: Frontier) -> str:
         )
     if frontier.externals:
         parts += ["## Other models", *(_external(one, scores) for one, scores in frontier.externals.items())]
-    parts += [f"## Screened with {about['screen_texts']:,} texts", _markdown(screened)]
+    parts += [
+        f"## Screened with {about['screen_texts']:,} texts",
+        _markdown([replace(row, intervals=None) for row in screened]),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -248,8 +257,16 @@ def _external(one: External, scores: SetScores) -> str:
 
 
 def _figures(row: Variant | SetScores) -> str:
-    shown = "no perplexity" if row.gen_ppl is None else f"perplexity {row.gen_ppl:.1f}"
-    return f"{shown}, entropy {row.entropy:.3f}, diversity {row.diversity:.3f}"
+    ppl, entropy = (with_interval(vars(row), name, how) for name, how in (("gen_ppl", ".1f"), ("entropy", ".3f")))
+    shown = "no perplexity" if row.gen_ppl is None else f"perplexity {ppl}"
+    return f"{shown}, entropy {entropy}, diversity {row.diversity:.3f}"
+
+
+def with_interval(row: Mapping[str, Any], name: str, how: str) -> str:
+    """A figure of a row as text, followed by its interval if the row has one: 20.1 [19.5, 20.8]."""
+    interval = (row.get("intervals") or {}).get(name)
+    ends = f" [{', '.join(format(end, how) for end in interval)}]" if interval else ""
+    return "–" if row[name] is None else format(row[name], how) + ends
 
 
 _COLUMNS = {  # heading: field of `Variant`, its format
@@ -268,6 +285,5 @@ _COLUMNS = {  # heading: field of `Variant`, its format
 
 
 def _markdown(rows: Sequence[Variant]) -> str:
-    values = [[(getattr(row, name), how) for name, how in _COLUMNS.values()] for row in rows]
-    cells = [["–" if value is None else format(value, how) for value, how in row] for row in values]
+    cells = [[with_interval(vars(row), name, how) for name, how in _COLUMNS.values()] for row in rows]
     return markdown.table([*_COLUMNS], cells)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ldlm import markdown
-from ldlm.evaluation.frontier import External, compared
+from ldlm.evaluation.frontier import INTERVALS, External, compared, with_interval
 from ldlm.evaluation.scores import SetScores
 
 
@@ -25,6 +25,7 @@ class Point:
     gen_ppl: float | None  # None if no text has a token to score
     entropy: float  # nats
     diversity: float
+    intervals: Mapping[str, list[float] | None] | None = None  # [low, high] of gen_ppl and of entropy; not recorded
     num_texts: int
     diversity_texts: int | None = None  # None: not recorded
     batch_size: int | None = None  # texts at a time, if the number of evaluations depends on it
@@ -36,8 +37,9 @@ class Point:
         return cls(**{field.name: row[field.name] for field in fields(cls) if field.name in row})
 
     def to_json(self) -> dict[str, Any]:
-        """The fields by name; `batch_size` only where it matters."""
-        return {name: value for name, value in asdict(self).items() if name != "batch_size" or value is not None}
+        """The fields by name; `batch_size` only where it matters, and intervals unless an earlier version had none."""
+        optional = ("batch_size", "intervals")
+        return {name: value for name, value in asdict(self).items() if name not in optional or value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ class Fronts:
             "\n".join(runs),
             "## Every run at each budget",
             markdown.table(head, rows),
-            f"{COUNTED_AS} {NO_WIN}",
+            f"{INTERVALS} {COUNTED_AS} {NO_WIN}",
             "## Settings of the samplers",
             "\n".join(ways),
         ]
@@ -129,7 +131,7 @@ def cells(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]]:
         return [row["gen_ppl"], row["entropy"], to_real, row["diversity"], row.get("seconds")]
 
     rows: list[list[Cell]] = []
-    for point in sorted(summary["points"], key=lambda row: row["budget"]):
+    for point in _by_budget(summary):
         known = same[point["run"], point["way"]]
         varying = {name: value for name, value in point["sampler"].items() if name not in {*known, *SHOWN}}
         way = ": ".join(filter(None, (point["way"], _words(varying))))
@@ -140,11 +142,21 @@ def cells(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]]:
     return head, rows
 
 
+def _by_budget(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return sorted(summary["points"], key=lambda row: row["budget"])
+
+
 def written(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The head and the rows of the table of a frontier, with its values as text."""
+    """The head and the rows of the table of a frontier, with its values as text, and their intervals."""
     head, rows = cells(summary)
+    measured = [*_by_budget(summary), *summary["externals"], *([summary["real"]] if summary["real"] else [])]
+    names = {"gen. ppl": "gen_ppl", "entropy": "entropy"}
     return head, [
-        [_cell(cell, _FORMATS.get(name, ".6g")) for name, cell in zip(head, row, strict=True)] for row in rows
+        [
+            with_interval(one, names[name], _FORMATS[name]) if name in names else _cell(cell, _FORMATS.get(name, ".6g"))
+            for name, cell in zip(head, row, strict=True)
+        ]
+        for row, one in zip(rows, measured, strict=True)
     ]
 
 

@@ -152,13 +152,15 @@ def _start_token(scorer: Scorer, protocol: str) -> np.ndarray:
 # Intervals, entropy, diversity, copying
 
 
-def bootstrap(statistic: Callable[[np.ndarray], float], texts: int, *, resamples: int, seed: int) -> list[float]:
-    """95 % bootstrap interval [low, high] of a statistic, by percentiles.
+def bootstrap(statistic: Callable[[np.ndarray], float], texts: int, *, resamples: int, seed: int) -> list[float] | None:
+    """95 % bootstrap interval [low, high] of a statistic, by percentiles; None for fewer than two texts.
 
     `statistic` takes the indices of texts drawn with replacement; draws for which it is NaN, since it says nothing of
-    them, are left out. The interval of a single text is a point. Diversity has no such interval, since a text drawn
-    twice repeats all its n-grams.
+    them, are left out. A single text says nothing of how others differ. Diversity has no such interval, since a text
+    drawn twice repeats all its n-grams.
     """
+    if texts < 2:
+        return None
     draw = np.random.default_rng(seed)
     values = [statistic(draw.integers(texts, size=texts)) for _ in range(resamples)]
     return np.nanquantile(values, [0.025, 0.975]).tolist()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +16,13 @@ from ldlm.errors import InputError
 from ldlm.evaluation.boundaries import Boundaries
 from ldlm.features import textfiles
 from ldlm.features.documents import Part
+
+if TYPE_CHECKING:  # it imports torch, and `pages` reads sets of texts without torch
+    from ldlm.evaluation.scorer import Scorer
+
+# Special tokens that tokenizers in wide use write, and the share of texts in which one is hardly the text's own.
+WELL_KNOWN = ("[CLS]", "[SEP]", "[PAD]", "<|endoftext|>", "<s>", "</s>", "<pad>")
+MANY = 0.1
 
 Row = Sequence[int] | np.ndarray  # the tokens of a text
 
@@ -28,6 +36,7 @@ class Texts:
     seeds: list[int] | None = None  # None unless the file has them for every text
     boundaries: Boundaries = Boundaries()
     clean_up: bool | None = None  # whether they were decoded with clean-up of spaces; None: unknown
+    unusable: str | None = None  # why the tokens in the file are not used; None if they are, or there are none
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -47,6 +56,7 @@ def read(path: Path, column: str = "text") -> Texts:
     texts: list[str] = []
     tokens: list[np.ndarray | None] = []
     seeds: list[object] = []
+    unusable, some = None, False
     held: list[str] = []
     own = "tokens" if column == "text" else f"{column}_tokens"
     for text, fields in textfiles.rows(path, column, beside=(own, "seed")):
@@ -55,7 +65,10 @@ def read(path: Path, column: str = "text") -> Texts:
         if text is None or isinstance(text, Part):
             continue
         texts.append("".join(held))
-        tokens.append(_tokens(fields.get(own), texts[-1]))
+        tokens.append(_tokens(value := fields.get(own), texts[-1]))
+        some = some or value is not None
+        if tokens[-1] is None:
+            unusable = unusable or _complaint(len(texts), value)
         seeds.append(fields.get("seed"))
         held.clear()
     if not texts:
@@ -64,16 +77,65 @@ def read(path: Path, column: str = "text") -> Texts:
         texts,
         [row for row in tokens if row is not None] if all(row is not None for row in tokens) else None,
         [seed for seed in seeds if isinstance(seed, int)] if all(isinstance(seed, int) for seed in seeds) else None,
+        unusable=unusable if some else None,
     )
+
+
+def read_all(paths: Sequence[Path], column: str, named: Sequence[str], note: Callable[[str], None]) -> list[Texts]:
+    """Read the texts of files that stand side by side, each `described`; notes say what may surprise in how.
+
+    A file without the field or column is read by its `text`.
+    """
+    chosen = _columns(paths, column)
+    for path, its in chosen.items():
+        if its != column:
+            note(f"{path} has no {column!r}, and its {its!r} is read")
+        for remark in textfiles.remarks([path], its):
+            note(remark)
+    for remark in remarks(chosen, named):
+        note(remark)
+    sets = [described(read(path, chosen[path]), path, named) for path in paths]
+    for path, texts in zip(paths, sets, strict=True):
+        if texts.unusable is not None:
+            note(f"{path}: {texts.unusable}, so entropy and diversity count the scorer's tokens")
+    return sets
+
+
+def _columns(paths: Sequence[Path], column: str) -> dict[Path, str]:
+    """The field or column with the texts of each file: this one, or `text` where the file lacks it.
+
+    `InputError` names the files that have neither, if others have one.
+    """
+    fields = {path: textfiles.field_names(path) for path in paths} if column != "text" else {}
+    names = {path: found for path, found in fields.items() if found is not None and column not in found}
+    lacking = {path: found for path, found in names.items() if "text" not in found}
+    if lacking and len(lacking) < len(fields):
+        are = "; ".join(f"{path} has fields {', '.join(found)}" for path, found in lacking.items())
+        raise InputError(
+            f"--text-column {column} is not in all files, nor is 'text': {are}; rename one of them to text"
+        )
+    return {path: "text" if path in names and path not in lacking else column for path in paths}
 
 
 def _tokens(value: object, text: str) -> np.ndarray | None:
     """Token ids (L,) int32 of a text, which take an eighth of the list's memory; None for what can't be its tokens."""
-    if not isinstance(value, list) or not all(type(token) is int and 0 <= token < 2**31 for token in value):
+    if not isinstance(value, list) or not all(map(_is_token, value)):
         return None
     if not value and text.strip():
         return None
     return np.array(value, np.int32)
+
+
+def _is_token(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _complaint(number: int, value: object) -> str:
+    """The complaint about what stands in place of the tokens of a text."""
+    if value is None or value == []:
+        return f"text {number:,} has no tokens"
+    wrong = next(token for token in value if not _is_token(token)) if isinstance(value, list) else value
+    return f"tokens of text {number:,} are no token ids ({reprlib.repr(wrong)})"
 
 
 def in_folders(paths: Iterable[Path], reference: Path | None = None) -> list[Path]:
@@ -123,6 +185,34 @@ def remarks(paths: Iterable[Path], named: Sequence[str]) -> Iterator[str]:
             yield f"{path} has a record of its boundary tokens ({known}), and --boundary-tokens is not used for it"
         if found and "boundaries" not in found and not named:
             yield f"{path} has no record of its boundary tokens and is scored as written; name them: --boundary-tokens"
+
+
+def unread_remarks(paths: Iterable[Path], sets: Iterable[Texts], how: str, scorer: Scorer) -> Iterator[str]:
+    """Notes to the user, a line each, on files whose boundary tokens nobody has named and the scorer reads as words."""
+    for path, texts in zip(paths, sets, strict=True):
+        if "boundaries" not in record(path) and (found := unread(texts, how, scorer)):
+            yield f"{path}: {found}"
+
+
+def unread(texts: Texts, how: str, scorer: Scorer) -> str | None:
+    """The complaint about well-known special tokens in the texts that are not among their boundaries; None if none.
+
+    With boundaries as `eos` these are the ones that the scorer splits into several tokens, and with `drop` all; with
+    `text` nothing is wrong.
+    """
+    known = texts.boundaries.tokens
+    others = [one for one in WELL_KNOWN if one not in known and (how == "drop" or not scorer.has_token(one))]
+    counts = {one: sum(one in text for text in texts.texts) for one in others}
+    found = [one for one, count in counts.items() if count >= MANY * len(texts)]
+    if not found or how == "text":
+        return None
+    *rest, last = found
+    within = sum(any(one in text for one in found) for text in texts.texts)
+    some = f"{within:,} of {len(texts):,} texts"
+    subject = f"{', '.join(rest)} and {last} occur in {some} and are" if rest else f"{last} occurs in {some} and is"
+    read = "not left out" if how == "drop" else "read letter by letter"
+    named = " ".join(f'"{one}"' for one in (*known, *found))
+    return f"{subject} {read}; name {'them' if rest else 'it'}: --boundary-tokens {named}"
 
 
 def record_of(tokenizer: Any, clean_up: bool) -> dict[str, Any]:

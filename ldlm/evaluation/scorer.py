@@ -91,6 +91,10 @@ class Scorer:
         """The string of `eos_id`."""
         return None if self.eos_id is None else str(self.tokenizer.convert_ids_to_tokens(self.eos_id))
 
+    def has_token(self, written: str) -> bool:
+        """Whether a special token, as it is written, is one token of the scorer's."""
+        return written in self.tokenizer.get_vocab()
+
     @property
     def dtype(self) -> str:
         """Name of the model's dtype."""

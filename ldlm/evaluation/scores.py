@@ -19,7 +19,7 @@ class SetScores:
     entropy: float  # nats, the mean over texts
     diversity: float  # from 0 to 1, of the first `diversity_texts` texts
     diversity_texts: int
-    intervals: dict[str, list[float] | None]  # [low, high] of gen_ppl and of entropy
+    intervals: dict[str, list[float] | None]  # [low, high] of gen_ppl and of entropy; None for a single text
     bootstrap: dict[str, Any]  # level, resamples and seed of the intervals
     protocol: str  # of perplexity
     boundaries: str  # how the scorer reads boundary tokens

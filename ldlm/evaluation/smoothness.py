@@ -102,7 +102,7 @@ class PathPoint:
     a: float
     scores: SetScores
     edits: float | None  # tokens, the mean edit distance from the previous point; None at the first point
-    edits_interval: list[float] | None  # [low, high], like the intervals of `scores`
+    edits_interval: list[float] | None  # [low, high], like the intervals of `scores`; None for a single pair, too
 
     def to_json(self) -> dict[str, object]:
         """The point with the figures and intervals of its scores."""
@@ -115,7 +115,7 @@ class PathPoint:
 def path_points(a_P: Sequence[float], scores_P: Sequence[SetScores], edits_PB: np.ndarray) -> list[PathPoint]:
     """The points of a path with their edits; intervals over pairs are bootstrapped like those of the scores."""
 
-    def interval(edits_B: np.ndarray, scores: SetScores) -> list[float]:
+    def interval(edits_B: np.ndarray, scores: SetScores) -> list[float] | None:
         how = {name: scores.bootstrap[name] for name in ("resamples", "seed")}
         return metrics.bootstrap(lambda chosen: float(edits_B[chosen].mean()), len(edits_B), **how)
 

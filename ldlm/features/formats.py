@@ -72,6 +72,11 @@ def _not_utf8(place: str, error: UnicodeDecodeError) -> InputError:
     )
 
 
+def values(source: OpenFile) -> Iterator[tuple[Any, str | Place]]:
+    """The values of JSON lines or of a JSON array, each with its place."""
+    return json_lines(source) if source.kind == "json lines" else json_array(source)
+
+
 def json_lines(source: OpenFile) -> Iterator[tuple[Any, Place]]:
     """The values of JSON lines, each with its place."""
     number = 0
@@ -79,7 +84,21 @@ def json_lines(source: OpenFile) -> Iterator[tuple[Any, Place]]:
         number += 1
         text, place = _utf8(source, number, line).removeprefix(BOM), source.line(number)
         if text.strip():
+            if number == 1:
+                _check_apart(source, text, place)
             yield _value(source, partial(json.loads, text), place), place
+
+
+_TEXTS = re.compile(r'"((?:[^"\\]|\\.)*)"\s*:\s*\[\s*"')  # a field with a list of strings
+
+
+def _check_apart(source: OpenFile, line: str, place: Place) -> None:
+    """`InputError` if a first line begins an object, of several lines, that holds a list of texts."""
+    if line.strip() != "{":
+        return
+    head = source.stream.peek()[:WINDOW].decode("utf-8", "ignore")
+    if found := _TEXTS.search(head):
+        raise InputError(f"{place} begins an object with texts in {found[1]!r}; {_apart(source, found[1])}")
 
 
 def json_array(source: OpenFile) -> Iterator[tuple[Any, str]]:
@@ -174,21 +193,44 @@ def row(source: OpenFile, value: Any, column: str, place: str | Place) -> Row:
     fields = value if isinstance(value, dict) else {}
     text = fields.get(column, value)
     if not (isinstance(text, str) or (text is None and (column in fields or value is None))):
-        raise InputError(f"{place} {_no_text(fields, column)}{_or_plain(source)}")
+        raise InputError(f"{place} {_no_text(source, fields, column)}{_or_plain(source)}")
     check_whole(text or "", place)
     return Row(text, fields)
 
 
-def _no_text(fields: Mapping[str, Any], column: str) -> str:
+TO_DECODE = 'decode them with their tokenizer, special tokens kept, and write {"text": …, "tokens": …}'
+
+
+def _no_text(source: OpenFile, fields: Mapping[str, Any], column: str) -> str:
     """The complaint about an object without text in a field, with the remedy."""
     found = f"(fields: {', '.join(fields) if fields else 'none'})"
     if column in fields:
-        return (
-            f"holds {reprlib.repr(fields[column])} in {column!r}, which is no text; write it as a string, or set "
-            f"--text-column to another field {found}"
-        )
-    remedy = "set --text-column" if fields else f'write each text as {{"{column}": "…"}}'
-    return f"has no text in {column!r} {found}; {remedy}"
+        held = f"holds {reprlib.repr(fields[column])} in {column!r}, which"
+        if _all(int, fields[column]):
+            return f"{held} are token ids; {TO_DECODE}"
+        if _all(str, fields[column]):
+            return f"{held} is no text; {_apart(source, column)}"
+        return f"{held} is no text; write it as a string, or set --text-column to another field {found}"
+    missing = f"has no text in {column!r} {found}"
+    if not any(isinstance(value, str) for value in fields.values()):
+        for name, value in fields.items():
+            if _all(int, value):
+                return f"{missing}, but token ids in {name!r}; {TO_DECODE}"
+            if _all(str, value):
+                return f"{missing}, but a list in {name!r}; {_apart(source, name)}"
+    return f"{missing}; " + ("set --text-column" if fields else f'write each text as {{"{column}": "…"}}')
+
+
+def _all(kind: type, value: Any) -> bool:
+    """Whether a value is a list, not empty, of values of a type."""
+    return isinstance(value, list) and bool(value) and all(type(item) is kind for item in value)
+
+
+def _apart(source: OpenFile, field: str) -> str:
+    """Advice on a file with a list of texts in a field: the command by which each becomes a line."""
+    first, name = unpacked(source.path, source.compressed)
+    path = field if re.fullmatch(r"[A-Za-z_]\w*", field, re.ASCII) else json.dumps(field)
+    return f"{first}make each of them a text: jq -c '.{path}[]|{{text:.}}' {name} > texts.jsonl"
 
 
 def parquet_table(path: Path) -> Any:
@@ -208,13 +250,19 @@ def parquet(source: OpenFile, column: str, beside: Sequence[str] = ()) -> Iterat
 
     table = parquet_table(source.path)
     fields = ", ".join(table.schema_arrow.names)
-    if column not in table.schema_arrow.names:
-        raise InputError(f"{source.path} has no column {column!r} (columns: {fields}); set --text-column")
+    kinds = dict(zip(table.schema_arrow.names, table.schema_arrow.types, strict=True))
+    if column not in kinds:
+        missing = f"{source.path} has no column {column!r} (columns: {fields})"
+        ids = next((name for name, kind in kinds.items() if _is_ids(kind)), None)
+        if ids is not None and not any(map(_is_text, kinds.values())):
+            raise InputError(f"{missing}, but token ids in {ids!r}; {TO_DECODE}")
+        raise InputError(f"{missing}; set --text-column")
     if (count := table.schema_arrow.names.count(column)) > 1:
         raise InputError(f"{source.path} has {count} columns {column!r}; rename one, or set --text-column to another")
-    kind = table.schema_arrow.field(column).type
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)):
+    kind = kinds[column]
+    if _is_ids(kind):
+        raise InputError(f"{source.path}: column {column!r} holds token ids; {TO_DECODE}")
+    if not _is_text(kind):
         raise InputError(
             f"{source.path}: column {column!r} holds {kind}, which is no text; write it as strings, or set "
             f"--text-column to another column (columns: {fields})"
@@ -232,6 +280,22 @@ def parquet(source: OpenFile, column: str, beside: Sequence[str] = ()) -> Iterat
             return
         yield from (Row(fields[column], fields) for fields in rows)
         read += len(rows)
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a type of pyarrow is one of strings."""
+    from pyarrow import types
+
+    value = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)
+
+
+def _is_ids(kind: Any) -> bool:
+    """Whether a type of pyarrow is one of lists of integers."""
+    from pyarrow import types
+
+    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    return any(is_list(kind) for is_list in lists) and types.is_integer(kind.value_type)
 
 
 def _rows_at_once(table: Any, column: str, groups: range) -> int:

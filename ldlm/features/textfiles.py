@@ -30,6 +30,9 @@ from ldlm.progress import SILENT, Progress
 NAMES = (*JSON_NAMES[1:], ".parquet", ".txt")  # of text; not .json, in which the records beside samples also end
 
 
+TABLES = {".csv": ",", ".tsv": r"\t"}  # names of tables of values, with what divides them
+
+
 def file_documents(paths: Iterable[str | Path], column: str = "text") -> Iterator[str]:
     """The documents of files, in order; a long line of plain text comes in parts.
 
@@ -66,8 +69,7 @@ def rows(path: Path, column: str = "text", span: Span | None = None, beside: Seq
         elif source.kind == "parquet":
             yield from formats.parquet(source, column, beside)
         else:
-            values = formats.json_lines(source) if source.kind == "json lines" else formats.json_array(source)
-            yield from (formats.row(source, value, column, place) for value, place in values)
+            yield from (formats.row(source, value, column, place) for value, place in formats.values(source))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -116,7 +118,7 @@ def _names(path: Path) -> Path:
 
 
 def remarks(paths: Iterable[str | Path], column: str) -> Iterator[str]:
-    """A remark on each file that is read as JSON although its name doesn't say so."""
+    """A remark on each file that is read as JSON, or as lines, although its name doesn't say so."""
     for path in map(Path, paths):
         if is_stream(path):
             continue
@@ -124,6 +126,32 @@ def remarks(paths: Iterable[str | Path], column: str) -> Iterator[str]:
             if source.kind.startswith("json") and ending(path) not in JSON_NAMES:
                 advice = as_they_stand(path, source.compressed)
                 yield f"{path} holds JSON, of which the field {column!r} is read; {advice}"
+            if source.kind == "plain" and ending(path) in TABLES:
+                yield (
+                    f"{path} is read as lines of text, its header and marks included; to read one of its columns: "
+                    f"{_as_parquet(path)}"
+                )
+
+
+def _as_parquet(path: Path) -> str:
+    """The command that makes a table of values a parquet file."""
+    how = f'delimiter="{TABLES[ending(path)]}", newlines_in_values=True'
+    read = f'csv.read_csv("{path.name}", parse_options=csv.ParseOptions({how}))'
+    made = path.name[: path.name.lower().index(ending(path))] + ".parquet"
+    return f"python -c 'from pyarrow import csv, parquet; parquet.write_table({read}, \"{made}\")'"
+
+
+def field_names(path: Path) -> list[str] | None:
+    """Names of the columns, or of the fields of the first row; None where rows have none, and for a stream."""
+    if is_stream(path):
+        return None
+    with opened(path) as source:
+        if source.kind == "plain":
+            return None
+        if source.kind == "parquet":
+            return list(formats.parquet_table(path).schema_arrow.names)
+        value, _ = next(formats.values(source), (None, None))
+        return list(value) if isinstance(value, dict) else None
 
 
 def spans(path: Path, size: int) -> list[tuple[Span | None, int]]:

@@ -2,7 +2,7 @@
 
 A *trajectory* is a solver, a grid, a guidance and a budget of evaluations; it is computed once. A *variant* is one way
 to decode its end: the last mean or the last ẑ_0, a temperature, a decoder. All variants are screened with few texts.
-The finalists are drawn again with many texts: at each budget, the paper's sampler and the best variant, which has the
+The finalists are drawn with many other texts: at each budget, the paper's sampler and the best variant, which has the
 lowest perplexity with no less entropy than the paper's sampler has at its own budget, so that a low perplexity due to
 repetition does not win.
 """
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldlm import artifact
 from ldlm.config import LDLM, PAPERS_SAMPLER, DiffusionConfig, Final, Grid, SamplerConfig, SweepConfig
 from ldlm.errors import InputError
 from ldlm.evaluation.beside import Judge
@@ -27,7 +28,7 @@ from ldlm.evaluation.frontier import Frontier, Variant, finalists, is_papers, re
 from ldlm.evaluation.fronts import Point
 from ldlm.progress import Progress
 from ldlm.sampling import drawer, exported, solvers
-from ldlm.sampling.generation import LARGEST_BATCH, TextGenerator
+from ldlm.sampling.generation import LARGEST_BATCH, TextGenerator, text_seeds
 from ldlm.sampling.solvers import End
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.sampling.ways import Bench, Drawn
@@ -171,6 +172,7 @@ def guiding(config: SweepConfig, path: Path, diffusion: DiffusionConfig, progres
     return replace(config, guidances=(1.0,))
 
 
+SCREEN_SEEDS = "screen_seeds"
 PAPERS, BEST = "the paper's sampler", "best at each budget"
 SETTINGS = ("solver", "grid", "guidance", "t_min", "steps", "final", "temperature", "decoder")  # of a variant
 
@@ -181,8 +183,8 @@ def _point(run: str, way: str, row: Variant) -> Point:
     evaluations = row.steps * solvers.evaluations_per_step(sampler)
     return Point(
         run=run, method=LDLM, way=way, budget=row.budget, rows=row.steps, evaluations=evaluations, seconds=row.seconds,
-        gen_ppl=row.gen_ppl, entropy=row.entropy, diversity=row.diversity, num_texts=row.num_texts,
-        diversity_texts=row.diversity_texts, sampler=settings,
+        gen_ppl=row.gen_ppl, entropy=row.entropy, diversity=row.diversity, intervals=row.intervals,
+        num_texts=row.num_texts, diversity_texts=row.diversity_texts, sampler=settings,
     )  # fmt: skip
 
 
@@ -202,7 +204,7 @@ class LoadedRun:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """The checkpoint, the decoders and the precisions, as inputs of the artefact."""
+        """The checkpoint, decoders, precisions and seeds of the screening, as inputs of the artefact."""
         decoders = [one.decoder for one in self.generators.values()]
         precision = next(iter(self.generators.values())).compute.precision
         return {
@@ -212,7 +214,18 @@ class LoadedRun:
             "decoder_sha256": {one.name: one.sha256 for one in decoders if one.sha256 is not None},
             "precision": precision,
             "weights_precision": self.source.weights_precision,
+            SCREEN_SEEDS: self._screen_seeds,
         }
+
+    @property
+    def _screen_numbers(self) -> range:
+        """Numbers of the texts of the screening, behind those of the finalists, which they must not have chosen."""
+        return range(self.config.texts, self.config.texts + self.config.screen_texts)
+
+    @property
+    def _screen_seeds(self) -> list[int]:
+        """The lowest and the highest seed of the screening."""
+        return text_seeds(self.config.seed, self._screen_numbers.start, self._screen_numbers.stop)[[0, -1]].tolist()
 
     def remark(self, progress: Progress) -> None:
         """Note the default decoder if none is named, a grid left out, and samplers that a student has not learned."""
@@ -230,10 +243,13 @@ class LoadedRun:
         """Screen all trajectories, and draw the finalists again."""
         self.remark(progress)
         bench: Bench[Trajectory, Variant] = Bench(self.config, out, self, judge)
-        screened = bench.rows("screen", self._trajectories, self.config.screen_texts, progress)
+        # A sweep that an earlier version began has finalists of the seeds that chose them.
+        apart = SCREEN_SEEDS in artifact.open_artifact(out, "sweep", complete=False).inputs
+        numbers = self._screen_numbers if apart else range(self.config.screen_texts)
+        screened = bench.rows("screen", self._trajectories, numbers, progress)
         chosen = finalists(screened, self.config.entropy_slack)
         again = list(dict.fromkeys(map(Trajectory.of, chosen)))
-        drawn = bench.rows("finalists", again, self.config.texts, progress)
+        drawn = bench.rows("finalists", again, range(self.config.texts), progress)
         with_many_texts = {row.way: row for row in drawn}
         return Frontier(
             finalists=[replace(with_many_texts[one.way], best=one.best) for one in chosen],
@@ -244,6 +260,7 @@ class LoadedRun:
             about={
                 "texts": self.config.texts,
                 "screen_texts": self.config.screen_texts,
+                **({SCREEN_SEEDS: self._screen_seeds} if apart else {}),
                 **bench.about,
                 "device": str(self.source.device),
                 "step": self.source.origin["step"],

@@ -100,28 +100,32 @@ class Bench(Generic[W, R]):
     loaded: Loaded[W, R]
     judge: Judge
 
-    def rows(self, what: str, ways: Sequence[W], count: int, progress: Progress) -> list[R]:
-        """The rows of these ways over `count` texts each; `what` names the task for the user."""
-        evaluations = count * sum(way.budget for way in ways)
-        with progress.task(what, evaluations, "evaluation") as task:
-            return [row for way in ways for row in self._rows(way, count, task)]
+    def rows(self, what: str, ways: Sequence[W], numbers: range, progress: Progress) -> list[R]:
+        """The rows of these ways over the texts of these numbers; `what` names the task for the user, and in files.
 
-    def _rows(self, way: W, count: int, task: Task) -> list[R]:
+        Texts from number 0 on are those of the result.
+        """
+        evaluations = len(numbers) * sum(way.budget for way in ways)
+        with progress.task(what, evaluations, "evaluation") as task:
+            return [row for way in ways for row in self._rows(what, way, numbers, task)]
+
+    def _rows(self, what: str, way: W, numbers: range, task: Task) -> list[R]:
         """The rows of a way, from its file if they have been measured."""
-        path = self.out / "trajectories" / f"{way.name}-{count}.json"
+        count = len(numbers)
+        path = self.out / "trajectories" / f"{f'{what}_' if numbers.start else ''}{way.name}-{count}.json"
         if not path.exists():
-            files.write_json(path, [row.to_json() for row in self._measure(way, count)])
+            files.write_json(path, [row.to_json() for row in self._measure(way, numbers)])
         task.advance(count * way.budget)
         return [self.loaded.read(row) for row in files.read_json(path)]
 
-    def _measure(self, way: W, count: int) -> Iterator[R]:
-        seeds_B = text_seeds(self.config.seed, 0, count)
+    def _measure(self, way: W, numbers: range) -> Iterator[R]:
+        seeds_B = text_seeds(self.config.seed, numbers.start, numbers.stop)
         for drawn in self.loaded.draw(way, seeds_B):
             tokens = drawn.tokens_BL.tolist()
             written = metrics.decode_tokens(self._tokenizer, drawn.tokens_BL, clean_up=self.config.clean_up)
             texts = Texts(written, tokens, boundaries=self._boundaries, clean_up=self.config.clean_up)
             yield drawn.row(**self.judge.score(texts).pick(*RECORDED))
-            if count == self.config.texts:
+            if numbers == range(self.config.texts):
                 self._keep(drawn.name, texts, tokens, seeds_B)
 
     def _keep(self, name: str, texts: Texts, tokens: list[list[int]], seeds_B: Tensor) -> None:

@@ -543,6 +543,22 @@ def test_a_folder_where_a_file_should_be_written(refuse, trained, tmp_path, monk
         assert "is a folder; --output names the file" in refuse("sample", "--run", trained, "--output", place)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("sample", "--run", "run", "--output"),
+        ("stories", "--documents", 2, "--output"),
+        ("features", "texts", "features", "--output"),
+        ("report", "run", "--output"),
+        ("paper", "table-1", "--output", "paper", "--script"),
+    ],
+)
+def test_a_name_that_ends_as_a_folders_is_no_file(refuse, tmp_path, command):
+    line = refuse(*command, f"{tmp_path}/draws/")
+    assert line == f"{tmp_path}/draws/ is the name of a folder; {command[-1]} names the file, without / at its end"
+    assert not (tmp_path / "draws").exists()
+
+
 @pytest.mark.parametrize("place", ["-", "/dev/stdout", "/dev/fd/63", "/proc/self/fd/63"])
 def test_a_stream_where_a_file_should_be_written(refuse, trained, store, tmp_path, monkeypatch, place):
     """`-` is standard input where a file is read, and no file called so appears where one is written."""

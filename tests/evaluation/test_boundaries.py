@@ -120,3 +120,53 @@ def test_an_exported_model_says_which_they_are(trained, succeed, tmp_path):
     model = LDLM.from_pretrained(tmp_path / "model")
     assert model.config.provenance["boundaries"] == {"tokens": [EOS], "spaced": False}
     assert model.sample(1, steps=1, clean_up=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Files without a record
+
+
+NAME_THEM = 'occur in 6 of 6 texts and are {}; name them: --boundary-tokens "[CLS]" "[SEP]"'
+
+
+def unnamed(tmp_path, unseen, begin, end):
+    path = tmp_path / "theirs.txt"
+    path.write_text("".join(f"{begin}{line}{end}\n" for line in unseen[:6]))
+    return path
+
+
+def test_boundary_tokens_that_nobody_named_are_noted(ldlm, gpt2, unseen, tmp_path):
+    def shown(path, *more):
+        found = ldlm("evaluate", path, "--scorer", gpt2, "--max-tokens", 16, *more)
+        assert found.exit_code == 0, found.stderr
+        return found
+
+    bert = unnamed(tmp_path, unseen, "[CLS] ", " [SEP]")
+    said = f"{bert}: [CLS] and [SEP] {NAME_THEM.format('read letter by letter')}"
+    assert said in shown(bert).stderr.splitlines()
+    assert "boundaries eos (none known)" in shown(bert).stdout
+    assert f"{bert}: [CLS] and [SEP] {NAME_THEM.format('not left out')}" in shown(bert, "--boundaries", "drop").stderr
+    assert (
+        f'{bert}: [CLS] occurs in 6 of 6 texts and is read letter by letter; name it: --boundary-tokens "[SEP]" '
+        in (shown(bert, "--boundary-tokens", "[SEP]").stderr)
+    )
+    for silent in (("--boundary-tokens", "[CLS]", "[SEP]"), ("--boundaries", "text")):
+        found = shown(bert, *silent)
+        assert "name them" not in found.stderr
+    assert "none known" not in shown(bert, "--boundary-tokens", "[CLS]", "[SEP]").stdout
+
+    own = unnamed(tmp_path, unseen, EOS, EOS)  # one token for the scorer
+    assert "occurs in" not in shown(own).stderr
+    assert f"{own}: {EOS} occurs in 6 of 6 texts and is not left out" in shown(own, "--boundaries", "drop").stderr
+
+
+def test_a_marker_in_few_texts_is_part_of_a_text(scorer):
+    few = ["rain"] * 30 + ["of <s> in HTML"]
+    assert samples.unread(samples.Texts(few, None), "eos", scorer) is None
+    assert samples.unread(samples.Texts(few[-8:], None), "eos", scorer).startswith("<s> occurs in 1 of 8 texts")
+
+
+def test_a_record_settles_what_the_boundaries_are(ldlm, gpt2, unseen, tmp_path):
+    path = unnamed(tmp_path, unseen, "", " [PAD] [PAD]")
+    samples.write_record(path, "texts", {"boundaries": BERT.to_json(), "clean_up": False})
+    assert "[PAD]" not in ldlm("evaluate", path, "--scorer", gpt2, "--max-tokens", 16).stderr

@@ -62,3 +62,9 @@ def test_a_row_of_a_sweep_survives_its_json():
     assert Variant.from_json(one.to_json()) == one
     assert "best" not in one.to_json()
     assert Variant.from_json(replace(one, best=False).to_json()).best is False
+    assert "intervals" not in one.to_json()  # as in a record of an earlier version
+    with_intervals = replace(one, intervals={"gen_ppl": [100.0, 120.0], "entropy": [3.9, 4.1]})
+    assert Variant.from_json(with_intervals.to_json()) == with_intervals
+    assert "perplexity 110.0 [100.0, 120.0], entropy 4.000 [3.900, 4.100]" in frontier.verdict(
+        [replace(with_intervals, best=True), row("euler-maruyama", 128, 100, 4.0)]
+    )

@@ -351,6 +351,10 @@ def test_an_interval_of_a_mean_is_that_of_the_central_limit_theorem():
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
 
 
+def test_a_single_text_has_no_interval():
+    assert bootstrap(lambda chosen: 3.0, 1, resamples=10, seed=0) is None
+
+
 def test_an_interval_is_that_of_all_resamples_where_they_can_be_listed():
     """Two texts make four resamples: both twice, and each of them together with the other."""
     scores = TextScores(nll_T=np.array([2.0, 12.0]), count_T=np.array([2, 4]))

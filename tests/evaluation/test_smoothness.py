@@ -123,3 +123,9 @@ def test_points_of_a_path_have_the_edits_from_the_point_before(scores):
     assert (first.edits_interval, second.edits_interval, third.edits_interval) == (None, [1.0, 3.0], [0.0, 0.0])
     assert "edits" not in first.to_json()["intervals"]
     assert second.to_json()["intervals"] == {**scores.intervals, "edits": [1.0, 3.0]}
+
+
+def test_a_single_pair_has_no_intervals(scores):
+    _, second = path_points(points(2), [scores] * 2, np.array([[0], [2]]))
+    assert (second.edits, second.edits_interval) == (2.0, None)
+    assert "edits" not in second.to_json()["intervals"]

@@ -21,12 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ldlm.config import ExtractConfig, PretrainConfig, QuickstartConfig
+from ldlm.config import EvaluateConfig, ExtractConfig, PretrainConfig, QuickstartConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
 from ldlm.features import detection, formats, text, textfiles
 from ldlm.features.textfiles import file_documents
-from ldlm.stages import extract_features, pretrain_encoder, quickstart
+from ldlm.stages import evaluate, extract_features, pretrain_encoder, quickstart
 
 DOCUMENTS = [
     "One — naïve — line.",
@@ -151,6 +151,44 @@ def test_json_by_another_name_is_said_and_can_be_taken_as_it_stands(tmp_path, no
     assert read(tmp_path / "lines.jsonl") == path.read_text().splitlines()
 
 
+MDLM = {"generative_ppl": 39.5, "entropy": 5.1, "generated_seqs": ["[CLS] rain, and\nsun", "a 'letter'"]}
+
+
+@pytest.mark.parametrize("indent", [None, 4])
+@pytest.mark.parametrize("column", ["text", "generated_seqs"])
+@pytest.mark.parametrize("name", ["mdlm.json", "mdlm.jsonl", "mdlm"])
+def test_one_object_with_all_texts_is_taken_apart_by_the_command_that_is_named(tmp_path, indent, column, name):
+    """As MDLM and its descendants write samples."""
+    (tmp_path / name).write_text(json.dumps(MDLM, indent=indent) + "\n")
+    with pytest.raises(InputError, match="make each of them a text: jq ") as error:
+        read(tmp_path / name, column)
+    said = str(error.value)
+    assert "jq -c '.generated_seqs[]|{text:.}' " + name + " > texts.jsonl" in said
+    assert said.startswith(str(tmp_path / name))
+    assert "over several lines" not in said
+    if shutil.which("jq") is None:
+        pytest.skip("the advice needs jq, which is not here")
+    command = re.search(r"jq .*?texts.jsonl", said.partition("a text: ")[2])[0]
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    assert read(tmp_path / "texts.jsonl") == MDLM["generated_seqs"]
+
+
+def test_a_table_of_values_is_said_and_its_columns_can_be_had(tmp_path, notes, gpt2):
+    (tmp_path / "a.csv").write_text('id,text\n1,"rain, and\nsun"\n2,a letter\n')
+    (tmp_path / "a.tsv").write_text("id\ttext\n1\train\n")
+    config = EvaluateConfig(scorer=str(gpt2), resamples=10, device="cpu")
+    for name, texts in (("a.csv", ["rain, and\nsun", "a letter"]), ("a.tsv", ["rain"])):
+        evaluate.run(config, [tmp_path / name], progress=notes)
+        (said,) = (line for line in notes.lines if f"{name} is read as lines of text, its header and marks" in line)
+        command = said.partition("of its columns: ")[2]
+        subprocess.run(command.replace("python", sys.executable, 1), shell=True, cwd=tmp_path, check=True)
+        assert read(tmp_path / "a.parquet") == texts
+        notes.lines.clear()
+    (tmp_path / "b.csv").write_text('{"text": "rain"}\n')
+    (said,) = textfiles.remarks([tmp_path / "b.csv"], "text")
+    assert "holds JSON" in said
+
+
 def test_json_by_its_name_and_plain_text_go_without_a_note(tmp_path):
     for name, kind in (
         ("a.jsonl.gz", "json lines"),
@@ -266,6 +304,23 @@ UNREADABLE = {
         parquet_of([[1], ["x"]], ["text", "id"]),
         "column 'text' holds int64, which is no text; write it as strings, or set --text-column to another column "
         "(columns: text, id)",
+    ),
+    "ids.jsonl": (
+        b'{"input_ids": [5, 6], "mask": [1, 1]}\n',
+        "line 1 has no text in 'text' (fields: input_ids, mask), but token ids in 'input_ids'; decode them with their "
+        'tokenizer, special tokens kept, and write {"text": …, "tokens": …}',
+    ),
+    "ids in text.jsonl": (
+        b'{"text": [5, 6]}\n',
+        "which are token ids; decode them with their tokenizer, special tokens",
+    ),
+    "ids.parquet": (
+        parquet_of([[[5, 6]]], ["input_ids"]),
+        "has no column 'text' (columns: input_ids), but token ids in 'input_ids'; decode them with their tokenizer",
+    ),
+    "ids in text.parquet": (
+        parquet_of([[[5, 6]]], ["text"]),
+        "column 'text' holds token ids; decode them with their tokenizer",
     ),
     "list.jsonl": (b"[1]\n", """line 1 has no text in 'text' (fields: none); write each text as {"text": "…"}"""),
     "list.json": (b'[["x"]]', "element 1 has no text in 'text' (fields: none); write each text as"),

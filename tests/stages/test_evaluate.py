@@ -351,11 +351,16 @@ def test_plain_text_jsonl_and_parquet_of_the_same_texts_give_the_same(call, tmp_
     assert found[0] == found[1] == found[2]
 
 
-def test_one_line_is_a_text_and_its_intervals_are_points(call, tmp_path):
+def test_one_line_is_a_text_which_has_no_intervals(call, ldlm, draws, gpt2, tmp_path):
     (tmp_path / "one.txt").write_text("The old captain found a letter")  # without an end of line
     found = call(tmp_path / "one.txt")
     assert found["num_texts"] == 1
-    assert found["intervals"]["gen_ppl"] == pytest.approx([found["gen_ppl"]] * 2)
+    assert found["intervals"] == {"gen_ppl": None, "entropy": None}
+    two = call(write(tmp_path / "two.jsonl", ["The old captain found a letter", ""]))  # one with a token to score
+    assert two["intervals"]["gen_ppl"] is None
+    assert two["intervals"]["entropy"] is not None
+    shown = ldlm("evaluate", tmp_path / "one.txt", draws[0], "--scorer", gpt2, "--max-tokens", 16).stdout
+    assert "diversity is that of the first text of each" in shown
 
 
 @pytest.mark.parametrize(
@@ -380,6 +385,30 @@ def test_tokens_that_are_none_are_left_to_the_scorer(call, tmp_path, tokens):
     found, without = call(path), call(write(tmp_path / "without.jsonl", texts))
     assert found == {**without, "file": found["file"]}
     assert found["tokens_from"] == "scorer"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "why"),
+    [
+        ([1, -100, 2], "tokens of text 2 are no token ids (-100)"),
+        ([1, "2"], "tokens of text 2 are no token ids ('2')"),
+        ("1 2 3", "tokens of text 2 are no token ids ('1 2 3')"),
+        ([], "text 2 has no tokens"),
+        (None, "text 2 has no tokens"),
+        ([1, 2], None),
+    ],
+)
+def test_whose_tokens_are_counted_is_said(ldlm, gpt2, tmp_path, tokens, why):
+    texts = ["The old captain found a letter.", "A young teacher lost a boat.", "rain and sun"]
+    path = write(tmp_path / "t.jsonl", texts, tokens=[[1, 2, 3], tokens, [1, 2]])
+    shown = ldlm("evaluate", path, "--scorer", gpt2, "--max-tokens", 16)
+    notes = [f"{path}: {why}, so entropy and diversity count the scorer's tokens"] if why else []
+    assert [line for line in shown.stderr.splitlines() if "token" in line] == notes
+    whose = "the scorer's tokens" if why else "the tokens in the file"
+    assert f"entropy and diversity count {whose}" in shown.stdout.splitlines()
+    without = ldlm("evaluate", write(tmp_path / "none.jsonl", texts), "--scorer", gpt2, "--max-tokens", 16)
+    assert "token" not in without.stderr
+    assert "entropy and diversity count the scorer's tokens" in without.stdout.splitlines()
 
 
 @pytest.mark.parametrize("blank", ["", " \n"])
@@ -441,6 +470,25 @@ def test_a_column_of_its_own_is_measured_by_its_own_tokens(call, tmp_path):
         assert (found["tokens"], found["tokens_from"]) == (3, "file")
         assert call(one)["tokens"] == 9
         assert call(one, "--text-column", "prompt")["tokens_from"] == "scorer"  # there are no `prompt_tokens`
+
+
+def test_a_column_that_some_files_lack_is_their_text(call, ldlm, refuse, draws, gpt2, tmp_path):
+    real, common = draws[1], ("--scorer", gpt2, "--max-tokens", 16)
+    rows = [{"generated_text": json.loads(row)["text"]} for row in draws[0].read_text().splitlines()]
+    theirs = tmp_path / "theirs.jsonl"
+    theirs.write_text(files.dump_jsonl(rows))
+    for reference in (real, as_parquet(real)):
+        found = call(theirs, "--reference", reference, "--text-column", "generated_text")
+        alone = call(draws[0], "--reference", reference)
+        for one, other in ((found, alone), (found["reference"], alone["reference"])):
+            assert [one[name] for name in FIGURES] == [other[name] for name in FIGURES]
+    shown = ldlm("evaluate", theirs, "--reference", real, "--text-column", "generated_text", *common)
+    assert f"{real} has no 'generated_text', and its 'text' is read" in shown.stderr.splitlines()
+    assert "(fields: generated_text); set --text-column" in refuse("evaluate", theirs, "--reference", real, *common)
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"story": "rain", "id": 3}\n')
+    line = refuse("evaluate", theirs, other, "--reference", real, "--text-column", "generated_text", *common)
+    assert f"generated_text and 'text' are not in all files: {other} has fields story, id; rename one" in line
 
 
 MEASURED = """

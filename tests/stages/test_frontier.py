@@ -14,7 +14,7 @@ from ldlm.baselines.ways import ways
 from ldlm.config import EvaluateConfig, FrontierConfig, Shapes, TokenSampleConfig, TokenSweepConfig
 from ldlm.errors import InputError
 from ldlm.evaluation.frontier import External
-from ldlm.evaluation.fronts import cells, lines
+from ldlm.evaluation.fronts import Point, cells, lines, written
 from ldlm.pages import fronts as pictures
 from ldlm.pages.report import page
 from ldlm.stages import evaluate, report, sample, sweep
@@ -193,7 +193,7 @@ def test_the_picture_shows_what_the_table_says(swept):
     assert head == cells(summary)[0]
     by_name = {}
     for row in rows:
-        one = dict(zip(head, row, strict=True))
+        one = {name: cell.split(" [")[0] for name, cell in zip(head, row, strict=True)}
         way = one["drawn by"].split(":")[0]
         by_name.setdefault(f"{one['run']}: {way}" if way else one["run"], []).append(one)
     columns = {"gen_ppl": ("gen. ppl", ".1f"), "entropy": ("entropy", ".3f"), "seconds": ("s/text", ".4f"),
@@ -208,6 +208,19 @@ def test_the_picture_shows_what_the_table_says(swept):
                 column, digits = columns[key]
                 if name != "real text" or column in ("gen. ppl", "entropy", "diversity"):
                     assert {format(value, digits) for value in values} == {one[column] for one in shown}
+
+
+def test_figures_have_intervals(swept):
+    summary, table = swept.manifest, (swept.path / "table.md").read_text()
+    for row in [*summary["points"], *summary["externals"], summary["real"]]:
+        for name, digits in (("gen_ppl", 1), ("entropy", 3)):
+            low, high = row["intervals"][name]
+            assert low < row[name] < high
+            assert f"| {row[name]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}] |" in table
+    for row in summary["points"]:
+        del row["intervals"]  # as in a sweep of an earlier version
+        assert Point.from_json(row).to_json() == {name: row[name] for name in Point.from_json(row).to_json()}
+    assert not any(" [" in cell for row in written({**summary, "externals": [], "real": None})[1] for cell in row)
 
 
 def test_real_text_is_marked_by_its_entropy_too(swept):

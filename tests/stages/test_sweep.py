@@ -1,6 +1,7 @@
 """`ldlm sweep`: what it measures is what `sample` and `evaluate` give one by one; its choice; its interruption."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -59,10 +60,47 @@ def test_a_row_is_what_sample_and_evaluate_say(swept, trained, gpt2, tmp_path, s
     sampler = replace(trajectories.Trajectory.of(Variant.from_json(row)).sampler, final=final, temperature=temperature)
     assert sampler.t_min == {"euler-maruyama": 0.05, "heun": 0.005}[solver]  # the paper's sampler ends there
     out = tmp_path / "s.jsonl"
-    sample.run(SampleConfig(num_samples=4, sampler=sampler, device="cpu"), trained, out)
+    sample.run(SampleConfig(num_samples=10, sampler=sampler, device="cpu"), trained, out)
+    out.write_text("".join(out.read_text().splitlines(keepends=True)[6:]))  # the finalists have the first six
     (scored,) = evaluate.run(EvaluateConfig(scorer=str(gpt2), device="cpu"), [out])
+    assert found["screen_seeds"] == scored.scores.seeds == [6, 9]
     for key in ("gen_ppl", "entropy", "diversity"):
         assert row[key] == pytest.approx(getattr(scored.scores, key), rel=1e-5)
+
+
+ONE = {"budgets": (2,), "solvers": ("euler-maruyama",), "guidances": (1.0,), "finals": ("mean",)}
+
+
+def test_finalists_are_not_chosen_by_their_own_texts(trained, gpt2, tmp_path):
+    """Though as many are drawn."""
+    config = settings(gpt2, screen_texts=6, **ONE)
+    made = sweep.run(config, trained, tmp_path / "out")
+    found = made.manifest
+    figures = [{row["temperature"]: row["entropy"] for row in found[name]} for name in ("screened", "drawn")]
+    assert figures[0].keys() == figures[1].keys()
+    assert all(figures[0][temperature] != figures[1][temperature] for temperature in figures[0])
+    assert (found["screen_seeds"], made.inputs["screen_seeds"]) == ([6, 11], [6, 11])
+    names = {path.name for path in (tmp_path / "out" / "trajectories").iterdir()}
+    assert names == {"euler-maruyama_time_w1_2-6.json", "screen_euler-maruyama_time_w1_2-6.json"}
+    for path in (tmp_path / "out" / "texts").glob("*.jsonl"):
+        assert [row["seed"] for row in files.read_jsonl(path)] == list(range(6))
+    assert "6 of their own to screen" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_sweep_that_was_begun_before_goes_on_with_its_seeds(trained, gpt2, interrupted, tmp_path):
+    config, out = settings(gpt2, screen_texts=6, **ONE), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(config, trained, out, progress=interrupted(at=1))
+    record = files.read_json(out / "artifact.json")
+    del record["inputs"]["screen_seeds"]
+    files.write_json(out / "artifact.json", record)
+    shutil.rmtree(out / "trajectories", ignore_errors=True)
+    found = sweep.run(config, trained, out).manifest
+    assert found["screened"] == found["drawn"]  # from the same file
+    assert [path.name for path in (out / "trajectories").iterdir()] == ["euler-maruyama_time_w1_2-6.json"]
+    assert "screen_seeds" not in found
+    assert "6 to screen" in (out / "table.md").read_text()
+    assert sweep.run(config, trained, out).complete
 
 
 def test_finalists_are_drawn_again_with_more_texts_which_are_kept(swept):
@@ -80,6 +118,22 @@ def test_finalists_are_drawn_again_with_more_texts_which_are_kept(swept):
     assert "other" in text
     assert "Real text" in text
     assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_finalists_and_real_text_have_intervals(swept):
+    found, out = swept
+    table = (out / "table.md").read_text()
+    for row in [*found["finalists"], *found["drawn"], found["real"], *found["externals"]]:
+        for name in ("gen_ppl", "entropy"):
+            low, high = row["intervals"][name]
+            assert low <= row[name] <= high
+    for row in [*found["finalists"], found["real"]]:
+        (low, high), (less, more) = (row["intervals"][name] for name in ("gen_ppl", "entropy"))
+        assert f"{row['gen_ppl']:.1f} [{low:.1f}, {high:.1f}]" in table
+        assert f"{row['entropy']:.3f} [{less:.3f}, {more:.3f}]" in table
+    real = found["real"]["intervals"]["gen_ppl"]
+    assert f"perplexity {found['real']['gen_ppl']:.1f} [{real[0]:.1f}, {real[1]:.1f}]" in table
+    assert "[" not in table.split("## Screened")[1]  # hundreds of rows
 
 
 def test_what_is_not_offered_is_left_out(gpt2):
@@ -145,6 +199,23 @@ def test_others_samples_are_scored_alike_whatever_tokenizer_wrote_them(trained, 
         assert [line.partition(":")[0] for line in counted] == [str(others[i].path) for i in (1, 0)]
         notes.lines.clear()
         assert (bert["gen_ppl"] == pytest.approx(gpt["gen_ppl"], rel=1e-6)) == alike
+
+
+def test_others_samples_are_read_by_their_own_column(trained, gpt2, unseen, tmp_path, notes):
+    """Somebody's samples in a field of their own, whose boundaries nobody has named, beside real text in `text`."""
+    theirs, real = tmp_path / "theirs.jsonl", tmp_path / "real.jsonl"
+    theirs.write_text(files.dump_jsonl([{"generated_text": f"[CLS] {line} [SEP]"} for line in unseen[:6]]))
+    real.write_text(files.dump_jsonl([{"text": line} for line in unseen[6:12]]))
+    config = settings(gpt2, budgets=(2,), solvers=("dpm++2m",), guidances=(1.0,), finals=("mean",), temperatures=(1.0,))
+    config = replace(config, text_column="generated_text")
+    other = frontier.External("other", theirs, nfe=8, seconds=0.1)
+    found = sweep.run(config, trained, tmp_path / "out", reference=real, externals=[other], progress=notes).manifest
+    assert found["externals"][0]["gen_ppl"] != found["real"]["gen_ppl"]
+    assert f"{real} has no 'generated_text', and its 'text' is read" in notes.lines
+    said = (
+        f"{theirs}: [CLS] and [SEP] occur in 6 of 6 texts and are read letter by letter; name them: --boundary-tokens"
+    )
+    assert f'{said} "[CLS]" "[SEP]"' in notes.lines
 
 
 def test_budgets_that_pay_for_no_step_are_refused_before_anything_is_begun(trained, gpt2, refuse, tmp_path):
