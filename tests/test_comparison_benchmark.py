@@ -17,9 +17,11 @@ import pytest
 import torch
 
 from benchmarks.comparison import autoregressive, picture, plan, results, runner, stories, tables
+from benchmarks.comparison.plan import EQUAL_STEPS, LDLM, WAYS
 from benchmarks.comparison.sources import RealText
 from ldlm import files, runtime
 from ldlm.errors import InputError
+from ldlm.paper.comparing import Figures
 from ldlm.stories.grammar import KINDS
 from tests.conftest import BIGRAMS
 
@@ -302,6 +304,28 @@ def test_tables_and_texts_on_the_page_are_those_of_a_committed_run(page, section
     shown = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8").split(section)[1]
     committed = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks/results").glob(f"{stem}-*.md"))
     assert [line for line in shown.splitlines() if line.startswith(("| ", "> ")) and line not in committed] == []
+
+
+def test_docs_say_of_which_rivals_two_seeds_set_ldlm_apart_on_stories():
+    """By the rule of the paper's tables, at equal steps, with the default sampler: docs/baselines.md and README.md."""
+    record = files.read_json(ROOT / "benchmarks/results/stories-frontier-2026-11-29.json")
+    methods, valid = {way.key: way.method for way in WAYS}, {}
+    for row in sorted(record["figures"]["rows"], key=lambda row: row["seed"]):
+        if methods[row["way"]] != LDLM or row["regime"] == EQUAL_STEPS:
+            valid.setdefault((row["way"], "diversity", row["budget"]), []).append([row["sentences_valid"]])  # a share
+    figures = Figures(valid, {way: (f"{method}-0", f"{method}-1") for way, method in methods.items()})
+    nucleus, close = ["duo-p", "psi", "psi-rescale"], {}
+    for budget in (8, 16, 32, 64, 128, 256):
+        rivals = [way for way, method in methods.items() if method != LDLM]
+        said = {way: figures.compare((way, "diversity", budget), (LDLM, "diversity", budget)) for way in rivals}
+        assert not {*said.values()} - {"held", "within seed spread"}
+        close[budget] = [way for way in rivals if said[way] == "within seed spread"]
+        if budget >= 32:
+            low = min(value for (value,) in valid[LDLM, "diversity", budget])
+            assert all(low > value for way in rivals for (value,) in valid[way, "diversity", budget])
+    assert close == {
+        8: ["remdm", *nucleus], 16: nucleus, 32: nucleus, 64: [], 128: ["psi", "psi-rescale"], 256: ["psi-rescale"]
+    }  # fmt: skip
 
 
 def test_one_seed_alone_is_not_told_apart():
