@@ -107,9 +107,10 @@ class Figures:
 
     def _is_cheap(self, low: Place, high: Place) -> bool:
         """Whether a perplexity is low by collapse: its texts have much the lower entropy."""
-        if low[1] != "gen_ppl":
+        entropy = QUANTITIES[low[1]].entropy
+        if entropy is None:
             return False
-        one, other = (self.means((key, "entropy", budget)) for key, _, budget in (low, high))
+        one, other = (self.means((key, entropy, budget)) for key, _, budget in (low, high))
         return bool(one and other) and _mean(one) < _mean(other) - ENTROPY_SLACK
 
     def _noise(self, quantity: str, budget: int | None) -> Noise:

@@ -11,6 +11,7 @@ from scipy import stats
 
 from ldlm.paper import exhibits
 from ldlm.paper.comparing import ENTROPY_SLACK, Figures, pooled
+from ldlm.paper.printed import QUANTITIES
 
 A, B, C = (("a", "l_h", None), ("b", "l_h", None), ("c", "l_h", None))
 PPL, ENTROPY = (lambda key: (key, "gen_ppl", None)), (lambda key: (key, "entropy", None))
@@ -211,6 +212,25 @@ def test_a_perplexity_that_is_low_by_collapse_is_compared_with_none():
         assert verdict({**values, **entropies}, PPL("a"), PPL("b")) == said
         back = "not held" if said == "held" else said
         assert verdict({**values, **entropies}, PPL("b"), PPL("a")) == back
+
+
+@pytest.mark.parametrize(
+    ("ppl", "entropy"), [("gen_ppl", "entropy"), ("middle_ppl", "middle_entropy"), ("mean_ppl", "mean_entropy")]
+)
+def test_each_perplexity_has_the_entropy_of_its_own_texts(ppl, entropy):
+    values = {("a", ppl, None): trainings(100, 101), ("b", ppl, None): trainings(200, 202)}
+    entropies = {("a", entropy, None): trainings(2.2, 2.2), ("b", entropy, None): trainings(3.9, 3.9)}
+    a, b = values
+    assert verdict(values, a, b) == "held"
+    assert verdict({**values, **entropies}, a, b) == "not comparable, for entropy"
+    assert verdict({**values, **entropies}, b, a) == "not comparable, for entropy"
+
+
+def test_every_perplexity_that_an_ordering_compares_has_its_entropy_beside_it():
+    for exhibit in map(exhibits.load, exhibits.NAMES):
+        compared = {quantity for statement in exhibit.statements for _, quantity in statement.places}
+        needed = {QUANTITIES[name].entropy for name in compared if QUANTITIES[name].ratio}
+        assert needed <= {*exhibit.columns}, exhibit.name
 
 
 def test_no_ordering_of_the_papers_own_figures_is_one_of_collapse():
