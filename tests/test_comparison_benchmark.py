@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import __main__ as benchmarks_main
 from benchmarks.comparison import autoregressive, picture, plan, results, runner, stories, tables
 from benchmarks.comparison.plan import EQUAL_STEPS, LDLM, WAYS
 from benchmarks.comparison.sources import RealText
@@ -336,6 +337,36 @@ def test_one_seed_alone_is_not_told_apart():
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The harness
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--methods", "foo"), "there is no method foo; choose from ldlm"),
+        (("--steps", "0"), "0 is no whole number of 1 or more"),
+        (("--texts", "-5"), "-5 is no whole number of 1 or more"),
+        (("--budgets", "8", "0"), "0 is no whole number of 1 or more"),
+        (("--documents", "0"), "0 is no whole number of 1 or more"),
+        ((), "is a file and the output is a folder; choose another --output"),
+    ],
+)
+def test_what_a_comparison_cannot_use_is_refused_before_anything_is_made(words, said, tmp_path, capsys):
+    out = tmp_path / "out"
+    if not words:
+        out.write_text("")
+    with pytest.raises(SystemExit) as stopped:
+        stories.main(["--output", str(out), *words])
+    assert said in f"{stopped.value} {capsys.readouterr().err}"
+    assert out.exists() == (not words)
+
+
+def test_a_benchmark_does_not_measure_for_an_output_that_is_a_file(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "samplers", "--output", str(tmp_path / "file")])
+    monkeypatch.setattr(benchmarks_main, "part", lambda name: pytest.fail("measured"))
+    with pytest.raises(SystemExit):
+        benchmarks_main.main()
+    assert "is a file and the output is a folder" in capsys.readouterr().err
 
 
 @pytest.fixture
