@@ -76,6 +76,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"of {', '.join(PARTS)}; default {PARTS[0]}")
     parser.add_argument("--output", type=Path, help="folder for NAME.json and NAME.txt")
     chosen = parser.parse_args()
+    if chosen.output is not None and chosen.output.exists() and not chosen.output.is_dir():
+        parser.error(f"{chosen.output} is a file and the output is a folder; choose another --output")
     memory.keep_freed()  # as the commands do
     waiting.bound_spinning()
     import torch  # here, since on loading it reads how threads wait

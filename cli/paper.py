@@ -56,6 +56,7 @@ def command(options: Options, names: tuple[str, ...], output: str | None, script
         return options.show(found, lambda: _listing(found))
     from ldlm.stages import paper as stage
 
+    names = tuple(dict.fromkeys(names))
     if options.dry_run:
         plan = stage.plan(config, names, None if output is None else Path(output), show.Terminal())
         return options.show(plan, lambda: _plan(plan))
@@ -69,6 +70,8 @@ def command(options: Options, names: tuple[str, ...], output: str | None, script
         why = "for --dry-run and for the script of --scale paper"
         raise InputError(f"{' and '.join(idle)} {are} {why}; leave {them} out")
     stage.check(config, names)
+    if report and changed(config, ("device",)):
+        raise InputError("--report runs nothing on a device; leave --device out")
     out = require(output, "--output", "tables")
     made = stage.run(config, names, out, report=report, progress=show.Terminal())
     records = [record for record, _ in made]

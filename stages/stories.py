@@ -50,6 +50,8 @@ def run(
     The file appears once it is complete. `tokenizer` is a folder for the tokenizer.
     """
     check_output(out, "stories.txt")
+    if tokenizer is not None:
+        _check_apart(out, tokenizer)
     begun = {
         "kind": "texts",
         "source": "stories",
@@ -85,6 +87,15 @@ def run(
         record = {**begun, "words": words, "sha256": hashed.hexdigest()}
         files.write_json(samples.record_path(out), record)
     return record
+
+
+def _check_apart(out: Path, tokenizer: Path) -> None:
+    """`InputError` if the tokenizer's folder would be the file of the stories or their record, or in one of them."""
+    folder = tokenizer.resolve()
+    if {out.resolve(), samples.record_path(out).resolve()} & {folder, *folder.parents}:
+        raise InputError(
+            f"--tokenizer {tokenizer} is in the way of the stories, {out}, or of their record; name another folder"
+        )
 
 
 def _batches(stories: StoriesConfig) -> Iterator[list[str]]:

@@ -16,10 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import __main__ as benchmarks_main
 from benchmarks.comparison import autoregressive, picture, plan, results, runner, stories, tables
+from benchmarks.comparison.plan import EQUAL_STEPS, LDLM, WAYS
 from benchmarks.comparison.sources import RealText
 from ldlm import files, runtime
 from ldlm.errors import InputError
+from ldlm.paper.comparing import Figures
 from ldlm.stories.grammar import KINDS
 from tests.conftest import BIGRAMS
 
@@ -304,6 +307,28 @@ def test_tables_and_texts_on_the_page_are_those_of_a_committed_run(page, section
     assert [line for line in shown.splitlines() if line.startswith(("| ", "> ")) and line not in committed] == []
 
 
+def test_docs_say_of_which_rivals_two_seeds_set_ldlm_apart_on_stories():
+    """By the rule of the paper's tables, at equal steps, with the default sampler: docs/baselines.md and README.md."""
+    record = files.read_json(ROOT / "benchmarks/results/stories-frontier-2026-11-29.json")
+    methods, valid = {way.key: way.method for way in WAYS}, {}
+    for row in sorted(record["figures"]["rows"], key=lambda row: row["seed"]):
+        if methods[row["way"]] != LDLM or row["regime"] == EQUAL_STEPS:
+            valid.setdefault((row["way"], "diversity", row["budget"]), []).append([row["sentences_valid"]])  # a share
+    figures = Figures(valid, {way: (f"{method}-0", f"{method}-1") for way, method in methods.items()})
+    nucleus, close = ["duo-p", "psi", "psi-rescale"], {}
+    for budget in (8, 16, 32, 64, 128, 256):
+        rivals = [way for way, method in methods.items() if method != LDLM]
+        said = {way: figures.compare((way, "diversity", budget), (LDLM, "diversity", budget)) for way in rivals}
+        assert not {*said.values()} - {"held", "within seed spread"}
+        close[budget] = [way for way in rivals if said[way] == "within seed spread"]
+        if budget >= 32:
+            low = min(value for (value,) in valid[LDLM, "diversity", budget])
+            assert all(low > value for way in rivals for (value,) in valid[way, "diversity", budget])
+    assert close == {
+        8: ["remdm", *nucleus], 16: nucleus, 32: nucleus, 64: [], 128: ["psi", "psi-rescale"], 256: ["psi-rescale"]
+    }  # fmt: skip
+
+
 def test_one_seed_alone_is_not_told_apart():
     one, two = [{"gen_ppl": 100.0}], [{"gen_ppl": 50.0}, {"gen_ppl": 51.0}]
     assert tables._compared(one, two, {"gen_ppl": "ratio"}) == "× 1.98 ?"
@@ -312,6 +337,36 @@ def test_one_seed_alone_is_not_told_apart():
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The harness
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--methods", "foo"), "there is no method foo; choose from ldlm"),
+        (("--steps", "0"), "0 is no whole number of 1 or more"),
+        (("--texts", "-5"), "-5 is no whole number of 1 or more"),
+        (("--budgets", "8", "0"), "0 is no whole number of 1 or more"),
+        (("--documents", "0"), "0 is no whole number of 1 or more"),
+        ((), "is a file and the output is a folder; choose another --output"),
+    ],
+)
+def test_what_a_comparison_cannot_use_is_refused_before_anything_is_made(words, said, tmp_path, capsys):
+    out = tmp_path / "out"
+    if not words:
+        out.write_text("")
+    with pytest.raises(SystemExit) as stopped:
+        stories.main(["--output", str(out), *words])
+    assert said in f"{stopped.value} {capsys.readouterr().err}"
+    assert out.exists() == (not words)
+
+
+def test_a_benchmark_does_not_measure_for_an_output_that_is_a_file(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "samplers", "--output", str(tmp_path / "file")])
+    monkeypatch.setattr(benchmarks_main, "part", lambda name: pytest.fail("measured"))
+    with pytest.raises(SystemExit):
+        benchmarks_main.main()
+    assert "is a file and the output is a folder" in capsys.readouterr().err
 
 
 @pytest.fixture

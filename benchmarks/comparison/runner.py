@@ -28,6 +28,7 @@ from benchmarks.comparison.plan import AUTOREGRESSIVE, EQUAL_FLOPS, EQUAL_STEPS,
 from benchmarks.comparison.sources import ComparisonText, RealText
 from ldlm import children, files, locks, memory, runtime
 from ldlm.errors import InputError, Stopped
+from ldlm.location import check_output_folder
 from ldlm.paper import origin
 
 
@@ -230,6 +231,20 @@ def run(comparison: Comparison, seeds: Sequence[int], budgets: Sequence[int], me
         comparison.draw(draw)
 
 
+def positive(value: str) -> int:
+    """A whole number of 1 or more, as argparse takes it."""
+    if not value.isdecimal() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is no whole number of 1 or more")
+    return int(value)
+
+
+def _method(value: str) -> str:
+    """The name of a method, as argparse takes it; `choices` would refuse no names at all, which are a choice."""
+    if value not in NAMES:
+        raise argparse.ArgumentTypeError(f"there is no method {value}; choose from {', '.join(NAMES)}")
+    return value
+
+
 def options(
     program: str, told: str | None, *, seeds: Sequence[int], budgets: Sequence[int], steps: int
 ) -> argparse.ArgumentParser:
@@ -240,15 +255,15 @@ def options(
     parser.add_argument("--output", type=Path, required=True, help="folder for models, runs and texts")
     parser.add_argument("--results", type=Path, help="folder for the tables, the picture and the figures")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds))
-    parser.add_argument("--methods", nargs="*", default=list(NAMES), metavar="METHOD")
+    parser.add_argument("--methods", nargs="*", type=_method, default=list(NAMES), metavar="METHOD")
     parser.add_argument(
         "--steps",
-        type=int,
+        type=positive,
         default=steps,
         help="steps of every training except LDLM's with equal FLOPs, which has fewer",
     )
-    parser.add_argument("--texts", type=int, default=plan.TEXTS, help="texts in each set")
-    parser.add_argument("--budgets", nargs="+", type=int, default=list(budgets), help="evaluations per text")
+    parser.add_argument("--texts", type=positive, default=plan.TEXTS, help="texts in each set")
+    parser.add_argument("--budgets", nargs="+", type=positive, default=list(budgets), help="evaluations per text")
     parser.add_argument("--report", action="store_true", help="run nothing; write down what is finished")
     parser.add_argument(
         "--join",
@@ -266,6 +281,9 @@ def go(chosen: argparse.Namespace, source: ComparisonText) -> None:
     memory.keep_freed()  # as the commands do
     comparison = Comparison(source, chosen.output.absolute(), chosen.steps, chosen.texts)
     try:
+        for folder, flag in ((chosen.output, "--output"), (chosen.results, "--results")):
+            if folder is not None:
+                check_output_folder(folder, flag)
         if not chosen.report:
             run(comparison, chosen.seeds, chosen.budgets, chosen.methods)
         found = results.collect(source, comparison.folder, chosen.seeds, chosen.budgets)

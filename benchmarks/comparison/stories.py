@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = runner.options(
         "python -m benchmarks stories-frontier", __doc__, seeds=SEEDS, budgets=BUDGETS, steps=Stories.steps
     )
-    parser.add_argument("--documents", type=int, default=DOCUMENTS, help="stories for training")
-    parser.add_argument("--held-out", type=int, default=HELD_OUT, help="held-out stories")
+    parser.add_argument("--documents", type=runner.positive, default=DOCUMENTS, help="stories for training")
+    parser.add_argument("--held-out", type=runner.positive, default=HELD_OUT, help="held-out stories")
     chosen = parser.parse_args(arguments)
     runner.go(chosen, Stories(chosen.documents, chosen.held_out))

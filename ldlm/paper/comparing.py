@@ -1,10 +1,13 @@
 """When two figures of a table are apart: beyond what another training, and other texts, would change.
 
-A difference counts if no seed of one row reaches a seed of the other, and if it exceeds what chance gives: t times the
-standard deviation of a difference. That comes from the spread between trainings, pooled over the rows of the table, and
-t is the 97.5 % quantile of Student's distribution with its degrees of freedom. Perplexities are compared by their
-logarithms. Rows that draw from the same trainings, such as decoders of one run, are compared training by training, if
-there are enough of them to tell how much the difference itself varies.
+A difference counts if no seed of one row reaches a seed of the other, and if it exceeds t times the standard deviation
+of a difference. That comes from the spread between trainings, pooled over the rows of the table, or a row's own where
+that is larger: quiet rows say nothing of a noisy one. t is the 97.5 % quantile of Student's distribution with the
+degrees of freedom of the pooled spread. Perplexities are compared by their logarithms. Rows that draw from the same
+trainings, such as decoders of one run, are compared training by training, if there are enough of them to tell how much
+the difference itself varies.
+
+How often chance sets equal rows apart depends on how unequally rows vary; docs/paper.md says it.
 """
 
 from __future__ import annotations
@@ -35,9 +38,18 @@ class Noise:
     freedom: float
 
     @property
+    def quantile(self) -> float:
+        """t: Student's 97.5 % quantile; 0 without any degree of freedom."""
+        return intervals.student(self.freedom) if self.freedom else 0.0
+
+    @property
     def bound(self) -> float:
         """t·s: what chance gives in 5 % of cases, in both directions together; 0 without any spread."""
-        return self.std * intervals.student(self.freedom) if self.freedom else 0.0
+        return self.quantile * self.std
+
+    def of(self, values: Sequence[float]) -> float:
+        """The standard deviation of figures of one row: this one, or their own where that is larger."""
+        return max(self.std, float(np.std(values, ddof=1)))
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,7 @@ class Figures:
         """The difference b − a of rows with trainings of their own, if the two are apart, else 0."""
         one, other = ([*self.means(place).values()] for place in (a, b))
         noise = self._noise(a[1], a[2])
-        bound = noise.bound * math.sqrt(1 / len(one) + 1 / len(other))
+        bound = noise.quantile * math.sqrt(sum(noise.of(values) ** 2 / len(values) for values in (one, other)))
         difference = _mean(other) - _mean(one)
         overlap = max(one) >= min(other) if difference > 0 else max(other) >= min(one)
         return 0.0 if overlap or abs(difference) <= bound else difference
@@ -95,9 +107,10 @@ class Figures:
 
     def _is_cheap(self, low: Place, high: Place) -> bool:
         """Whether a perplexity is low by collapse: its texts have much the lower entropy."""
-        if low[1] != "gen_ppl":
+        entropy = QUANTITIES[low[1]].entropy
+        if entropy is None:
             return False
-        one, other = (self.means((key, "entropy", budget)) for key, _, budget in (low, high))
+        one, other = (self.means((key, entropy, budget)) for key, _, budget in (low, high))
         return bool(one and other) and _mean(one) < _mean(other) - ENTROPY_SLACK
 
     def _noise(self, quantity: str, budget: int | None) -> Noise:
@@ -119,14 +132,15 @@ class Figures:
 def _paired(y_RT: np.ndarray) -> float:
     """The difference of the second and the first row, if the two are apart beyond how differences vary, else 0.
 
-    What all rows of a training have in common is taken out; the rest varies with (R − 1)(T − 1) degrees of freedom.
+    How much differences vary is pooled over the rows; if that of the two varies more, by its own. What all rows of a
+    training have in common is taken out; the rest varies with (R − 1)(T − 1) degrees of freedom.
     """
     rows, trainings = y_RT.shape
     rest_RT = y_RT - y_RT.mean(0) - y_RT.mean(1, keepdims=True) + y_RT.mean()
     freedom = (rows - 1) * (trainings - 1)
-    noise = Noise(math.sqrt(float((rest_RT**2).sum()) / freedom), freedom)
+    noise = Noise(math.sqrt(2 * float((rest_RT**2).sum()) / freedom), freedom)  # of a difference of two rows
     differences = y_RT[1] - y_RT[0]
-    apart = abs(differences.mean()) > noise.bound * math.sqrt(2 / trainings)
+    apart = abs(differences.mean()) > noise.quantile * noise.of(differences) / math.sqrt(trainings)
     one_sign = (differences > 0).all() or (differences < 0).all()
     return float(differences.mean()) if apart and one_sign else 0.0
 

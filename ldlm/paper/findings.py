@@ -16,6 +16,12 @@ from ldlm.paper.plan import Measured
 
 EARLY = (0.1, 0.2)  # share of the steps between which the diffusion loss counts as early
 MILLION_STEPS, DAY = 1_000_000, 86_400
+PATHS = {
+    "middle_ppl": ("middle", "gen_ppl"),
+    "middle_entropy": ("middle", "entropy"),
+    "mean_ppl": ("mean", "gen_ppl"),
+    "mean_entropy": ("mean", "entropy"),
+}
 Values = list[float | None]
 
 
@@ -42,12 +48,13 @@ def _scores(folder: Path, measured: Measured, quantity: str) -> dict[int | None,
 
 
 def _path(folder: Path, measured: Measured, quantity: str) -> dict[int | None, Values]:
-    """Perplexity in the middle of the paths between latents, or of the mean of two latents."""
+    """Perplexity or entropy in the middle of the paths between latents, or of the mean of two latents."""
     record = None if measured.paths is None else folder / measured.paths / "interpolation.json"
     if record is None or not record.exists():
         return {}
     found = files.read_json(record)
-    return {None: [_middle(found)["gen_ppl"] if quantity == "middle_ppl" else found["mean"]["gen_ppl"]]}
+    place, score = PATHS[quantity]
+    return {None: [(_middle(found) if place == "middle" else found["mean"]).get(score)]}
 
 
 def _middle(found: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -152,7 +159,7 @@ def _gamma(folder: Path, measured: Measured, quantity: str) -> dict[int | None, 
 
 SOURCES: dict[str, Callable[[Path, Measured, str], Mapping[int | None, Values]]] = {
     **dict.fromkeys(("gen_ppl", "mauve", "diversity", "entropy"), _scores),
-    **dict.fromkeys(("middle_ppl", "mean_ppl"), _path),
+    **dict.fromkeys(PATHS, _path),
     **dict.fromkeys(("l_diff", "l_h", "l_w", "token_accuracy", "latent_std"), _held_out),
     **dict.fromkeys(("gamma_half", "gamma_at_c", "gamma_end"), _gamma),
     "early_l_diff": _early,

@@ -25,6 +25,15 @@ TEXT = "text/text.json"
 # Settings that came after the first tables, and the values with which they change nothing: trainings keep their names.
 NEWER = {("diffusion", "self_conditioning_noise"): 0.0, ("optimizer", "kind"): "adamw"}
 PAIRS, TINY_PAIRS, POINTS = 1_000, 128, 11
+# Settings of `ldlm paper` that change jobs, by what is measured; scale and rows choose them.
+USED = {
+    "texts": {"seeds", "text", "steps", "texts", "sampling_seeds", "mauve", "device"},
+    "real": {"text", "steps", "texts", "device"},
+    "paths": {"seeds", "text", "steps", "texts", "device"},
+    "training": {"seeds", "text", "steps", "device"},
+    "times": {"seeds", "text", "steps", "device"},  # of as many texts as the table says
+    "schedule": set[str](),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +91,13 @@ class Plan:
     def jobs(self) -> list[Job]:
         """All jobs, each once, after those that it needs."""
         return unique(job for row in self.rows for job in row.jobs)
+
+    @property
+    def used(self) -> set[str]:
+        """The settings of `ldlm paper` on which the jobs depend."""
+        groups = [*self.exhibit.at(self.size.scale)]
+        chosen = [(group, row) for group in groups for row in group.rows if row.key in self.chosen]
+        return {name for group, row in chosen for name in USED["real" if row.real else group.measures]}
 
     @property
     def trainings(self) -> int:

@@ -17,17 +17,20 @@ class Quantity:
     decimals: int = 1
     single: bool = False  # measured once: without a seed, or a time
     ratio: bool = False  # positive, and compared by quotients
+    entropy: str | None = None  # of a perplexity: the quantity that is the entropy of its texts
 
 
 QUANTITIES = {
-    "gen_ppl": Quantity("Gen. PPL", ratio=True),
+    "gen_ppl": Quantity("Gen. PPL", ratio=True, entropy="entropy"),
     "mauve": Quantity("Mauve", factor=100),
     "diversity": Quantity("Div", factor=100),
     "entropy": Quantity("Ent.", decimals=2),
     "train_days": Quantity("Train (d)", decimals=2, single=True),
     "sample_seconds": Quantity("Sample (s)", single=True),
-    "middle_ppl": Quantity("Gen. PPL half way between two latents", ratio=True),
-    "mean_ppl": Quantity("Gen. PPL of the mean of two latents", ratio=True),
+    "middle_ppl": Quantity("Gen. PPL half way between two latents", ratio=True, entropy="middle_entropy"),
+    "middle_entropy": Quantity("Ent. there", decimals=2),
+    "mean_ppl": Quantity("Gen. PPL of the mean of two latents", ratio=True, entropy="mean_entropy"),
+    "mean_entropy": Quantity("Ent. of the mean", decimals=2),
     "early_l_diff": Quantity("L_diff early in training", decimals=3),
     "l_diff": Quantity("L_diff", decimals=3),
     "l_h": Quantity("L_h", decimals=3),

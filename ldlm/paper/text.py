@@ -22,9 +22,14 @@ BUILT_IN = "documentation of Python and the installed packages"
 
 
 def record(folder: Path) -> dict[str, Any] | None:
-    """The record of the text of an output; None before there is one."""
+    """The record of the text of an output; None before there is one. `InputError` for what is no such record."""
     path = folder / TEXT
-    return files.read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    found = files.read_json(path)
+    if not isinstance(found, dict) or not found.keys() >= {"file", "source_sha256", "characters"}:
+        raise InputError(f"{path} is no record of a text; restore it, or choose another --output")
+    return found
 
 
 def check(folder: Path, source: Path | None, rows: int = 0) -> None:

@@ -191,6 +191,7 @@ def test_devices_are_counted_by_dry_runs_and_scripts_alone(refuse, succeed, tmp_
     line = "are for --dry-run and for the script of --scale paper; leave them out"
     assert refuse(*base, "--device-name", "H100", "--devices", 8) == f"--device-name and --devices {line}"
     assert refuse(*base, "--devices", 8).startswith("--devices is for --dry-run")
+    assert refuse(*base, "--report", "--device", "cpu") == "--report runs nothing on a device; leave --device out"
     assert not (tmp_path / "out").exists()
 
 

@@ -1,7 +1,9 @@
 """When two figures are apart: closed forms, how often chance says so, rows of one run, and collapse."""
 
 import math
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +11,12 @@ from scipy import stats
 
 from ldlm.paper import exhibits
 from ldlm.paper.comparing import ENTROPY_SLACK, Figures, pooled
+from ldlm.paper.printed import QUANTITIES
 
 A, B, C = (("a", "l_h", None), ("b", "l_h", None), ("c", "l_h", None))
 PPL, ENTROPY = (lambda key: (key, "gen_ppl", None)), (lambda key: (key, "entropy", None))
 COMPARED = ("a < b", "b < a")
+DOCS = (Path(__file__).parents[2] / "docs" / "paper.md").read_text(encoding="utf-8")
 
 
 def verdict(values, a=A, b=B, runs=None):
@@ -44,9 +48,9 @@ def test_two_rows_are_apart_beyond_the_quantile_of_the_pooled_spread(swap):
 
 
 def test_rows_whose_seeds_reach_each_other_are_not_apart():
-    quiet = {(f"row {n}", "l_h", None): trainings(5, 5) for n in range(40)}
-    assert verdict({A: trainings(1, 4), B: trainings(3.9, 9), **quiet}) == "within seed spread"
-    assert verdict({A: trainings(1, 3.8), B: trainings(3.9, 9), **quiet}) == "held"
+    others = {B: trainings(3.9, 9, 9, 9, 9, 9), C: trainings(5, 5, 5, 5, 5, 5)}
+    assert verdict({A: trainings(1, 1, 1, 1, 1, 4), **others}) == "within seed spread"
+    assert verdict({A: trainings(1, 1, 1, 1, 1, 3.8), **others}) == "held"
 
 
 def test_perplexities_are_compared_by_quotients():
@@ -75,12 +79,17 @@ SHARED = {str(row): ("run-0", "run-1") for row in range(5)}
 
 def chance(draw, runs, budgets=(None,), draws=3000):
     """How often the first two of equal rows are set apart, in the more frequent direction."""
+    return max(chances(draw, runs, budgets, draws))
+
+
+def chances(draw, runs, budgets=(None,), draws=3000):
+    """How often the first of two equal rows is called the lower, and how often the higher."""
     said = []
     for _ in range(draws):
         drawn = draw()
         values = {(key, "l_h", one): rows for key in drawn for one, rows in zip(budgets, drawn[key], strict=True)}
         said.append(Figures(values, runs).compare(*((str(row), "l_h", budgets[-1]) for row in range(2))))
-    return max(said.count("held"), said.count("not held")) / draws
+    return said.count("held") / draws, said.count("not held") / draws
 
 
 def test_chance_seldom_sets_equal_rows_apart():
@@ -100,6 +109,40 @@ def test_chance_seldom_sets_rows_of_the_same_trainings_apart(own):
         return {str(row): [common + suits[row]] for row in range(5)}
 
     assert chance(draw, SHARED) < 0.032
+
+
+@pytest.mark.parametrize(
+    ("spreads", "shared", "stated"),
+    [
+        ((1.0, 1.0, 1.0, 1.0, 1.0), False, 3),
+        ((1.0, 1.0, 1.0, 1.0, 1.0), True, 4),
+        ((0.014, 1.24, 0.16, 0.01, 0.04), False, 20),  # LDLM, MDLM, Duo, CANDI and FLM in Table 8
+        ((0.01, 0.115, 0.01, 0.01, 0.03), True, 18),  # decoders as in Table 5, beside what a training has in common
+    ],
+)
+def test_chance_sets_rows_apart_as_often_as_the_docs_say(spreads, shared, stated):
+    """Per cent of the cases in which two rows of equal mean are set apart, in either direction."""
+    random, deviations = np.random.default_rng(0), np.array(spreads)[:, None, None]
+
+    def draw():
+        common = 0.3 * random.normal(size=(2, 1)) if shared else 0.0
+        means = common + deviations * random.normal(size=(5, 2, 1))
+        return {str(row): [drawn] for row, drawn in enumerate(means + 0.02 * random.normal(size=(5, 2, 2)))}
+
+    up, down = chances(draw, SHARED if shared else {}, draws=2000)
+    assert 100 * (up + down) == pytest.approx(stated, abs=1.5)
+    assert re.search(rf"\b{stated} %", DOCS.split("## What is said about an ordering")[1].split("\n## ")[0])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_row_that_varies_more_than_the_others_is_not_compared_by_their_spread(shared):
+    """Quiet rows dilute the pooled spread, and the noisy one has its own."""
+    quiet = {(f"row {number}", "l_h", None): trainings(5, 5.01) for number in range(40)}
+    values = {A: trainings(1, 1.01), B: trainings(2, 4.5), **quiet}
+    runs = {key: ("run-0", "run-1") for key, _, _ in values} if shared else {}
+    assert verdict(values, runs=runs) == "within seed spread"
+    assert verdict(values, B, A, runs=runs) == "within seed spread"
+    assert verdict({**values, B: trainings(4, 4.1)}, runs=runs) == "held"
 
 
 @pytest.mark.parametrize("other", [1.0, 8.0])
@@ -169,6 +212,25 @@ def test_a_perplexity_that_is_low_by_collapse_is_compared_with_none():
         assert verdict({**values, **entropies}, PPL("a"), PPL("b")) == said
         back = "not held" if said == "held" else said
         assert verdict({**values, **entropies}, PPL("b"), PPL("a")) == back
+
+
+@pytest.mark.parametrize(
+    ("ppl", "entropy"), [("gen_ppl", "entropy"), ("middle_ppl", "middle_entropy"), ("mean_ppl", "mean_entropy")]
+)
+def test_each_perplexity_has_the_entropy_of_its_own_texts(ppl, entropy):
+    values = {("a", ppl, None): trainings(100, 101), ("b", ppl, None): trainings(200, 202)}
+    entropies = {("a", entropy, None): trainings(2.2, 2.2), ("b", entropy, None): trainings(3.9, 3.9)}
+    a, b = values
+    assert verdict(values, a, b) == "held"
+    assert verdict({**values, **entropies}, a, b) == "not comparable, for entropy"
+    assert verdict({**values, **entropies}, b, a) == "not comparable, for entropy"
+
+
+def test_every_perplexity_that_an_ordering_compares_has_its_entropy_beside_it():
+    for exhibit in map(exhibits.load, exhibits.NAMES):
+        compared = {quantity for statement in exhibit.statements for _, quantity in statement.places}
+        needed = {QUANTITIES[name].entropy for name in compared if QUANTITIES[name].ratio}
+        assert needed <= {*exhibit.columns}, exhibit.name
 
 
 def test_no_ordering_of_the_papers_own_figures_is_one_of_collapse():

@@ -77,7 +77,7 @@ def test_figure_4_has_the_figures_of_the_runs_and_of_the_means_of_two_latents(wi
     plan = planned("figure-4")
     folder = with_runs(plan)
     for measured in plan.rows:
-        record = {"points": [{"a": a, "gen_ppl": 9.0} for a in (0, 0.5, 1)], "mean": {"gen_ppl": 7.0}}
+        record = {"points": [{"a": a, "gen_ppl": 9.0} for a in (0, 0.5, 1)], "mean": {"gen_ppl": 7.0, "entropy": 3.5}}
         files.write_json(folder / measured.paths / "interpolation.json", record)
     held_out = files.read_json(trained / "manifest.json")["held_out"]
     cells = results.collect(plan, folder).cells
@@ -85,6 +85,7 @@ def test_figure_4_has_the_figures_of_the_runs_and_of_the_means_of_two_latents(wi
     for quantity in ("l_diff", "latent_std", "l_h", "token_accuracy"):
         assert cells[row, quantity, None].values == [held_out[quantity]]
     assert cells[row, "mean_ppl", None].values == [7.0]
+    assert cells[row, "mean_entropy", None].values == [3.5]
     charts = {
         "Diffusion loss": held_out["l_diff"],
         "Spread of the latents": held_out["latent_std"],
@@ -105,10 +106,11 @@ def test_figure_3_has_paths_of_some_rows_and_the_course_of_others(with_runs, tra
     folder = with_runs(plan)
     for measured in plan.rows:
         if measured.paths is not None:
-            points = [{"a": a, "gen_ppl": ppl} for a, ppl in ((0, 5.0), (0.5, 9.0), (1, 5.0))]
+            points = [{"a": a, "gen_ppl": ppl, "entropy": ppl / 2} for a, ppl in ((0, 5.0), (0.5, 9.0), (1, 5.0))]
             files.write_json(folder / measured.paths / "interpolation.json", {"points": points, "mean": points[1]})
     cells = results.collect(plan, folder).cells
     assert cells["table-1/mse", "middle_ppl", None].values == [9.0]
+    assert cells["table-1/mse", "middle_entropy", None].values == [4.5]
     assert ("table-1/warmup-0", "middle_ppl", None) not in cells
     assert ("table-1/warmup-0", "l_w", None) in cells
     paths, *losses = marks(plan, folder).values()

@@ -249,3 +249,19 @@ def test_committed_results_are_of_known_tables_and_have_the_statements_of_today(
         drawn = max(len(seed) for row in record["rows"] for one in row["figures"] for seed in one["by_seed"])
         texts = {one["quantity"] for row in record["rows"] for one in row["figures"]} & {"gen_ppl", "entropy"}
         assert record["sampling_seeds"] == (drawn if texts else 0)
+
+
+def test_committed_verdicts_follow_from_the_committed_figures():
+    for path in evidence.FOLDER.glob("*.json"):
+        record = files.read_json(path)
+        exhibit = exhibits.load(record["exhibit"])
+        size = Size(scale=record["scale"], seeds=max(1, record["seeds"]))
+        runs = results._runs(Plan(exhibit, size, tuple(row["row"] for row in record["rows"])))
+        figures = {
+            (row["row"], one["quantity"], one["evaluations"]): one["by_seed"]
+            for row in record["rows"]
+            for one in row["figures"]
+        }
+        found = [orderings.judge(exhibit, one, Figures(figures, runs)) for one in exhibit.statements]
+        assert [one.verdict for one in found] == [one["verdict"] for one in record["statements"]], path.name
+        assert [[*one.pairs] for one in found] == [one["pairs"] for one in record["statements"]], path.name

@@ -11,6 +11,7 @@ import pytest
 
 from ldlm import files
 from ldlm.config import PaperConfig
+from ldlm.paper import text as split
 from ldlm.stages import paper
 from tests.conftest import sentences
 
@@ -82,6 +83,96 @@ def test_what_does_not_go_together_is_refused_in_one_line(refuse, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "idle"),
+    [
+        (("figure-5", "--seeds", 7, "--texts", 30), "--seeds and --texts change"),
+        (("figure-5", "--steps", 10, "--sampling-seeds", 4), "--steps and --sampling-seeds change"),
+        (("figure-5", "--mauve", "off", "--device", "cpu"), "--mauve and --device change"),
+        (("figure-5", "--text", "nofile"), "--text changes"),
+        (("figure-4", "--sampling-seeds", 9, "--mauve", "off"), "--sampling-seeds and --mauve change"),
+        (("figure-6", "--texts", 30), "--texts changes"),
+        (("figure-3", "--row", "warmup-0", "--texts", 30), "--texts changes"),
+        (("table-8", "--row", "real", "--seeds", 3, "--mauve", "off"), "--seeds and --mauve change"),
+        (("table-3", "--scale", "paper", "--texts", 50), "--texts changes"),
+        (("table-3", "--scale", "paper", "--sampling-seeds", 9), "--sampling-seeds changes"),
+    ],
+)
+@pytest.mark.parametrize("how", ["run", "dry", "report"])
+def test_settings_that_change_nothing_of_what_is_measured_are_refused(words, idle, how, refuse, tmp_path):
+    out = tmp_path / "out"
+    more = {"run": ("--output", out), "dry": ("--dry-run",), "report": ("--report", "--output", out)}[how]
+    line = refuse("paper", *words, *more)
+    assert line.startswith(f"{idle} nothing in {words[0]}") and line.endswith(" out")
+    assert not out.exists()
+
+
+def test_what_one_of_several_tables_uses_is_taken_and_changes_and_is_told_by_that_one_alone(succeed, tmp_path):
+    config = PaperConfig(scale="paper", texts=50, sampling_seeds=9)
+    timed, scored = (paper._plan(config, name) for name in ("table-3", "table-7"))
+    assert [job.settings.num_samples for job in timed.jobs if job.kind == "sample"] == [16] * len(timed.rows)
+    assert {job.settings.num_samples for job in scored.jobs if job.kind == "sample"} == {50}
+    tmp_path.joinpath("out").mkdir()
+    words = ("--seeds", 3, "--texts", 30, "--report", "--output", tmp_path / "out")
+    made = succeed("paper", "figure-5", "table-7", *words)
+    told = [one["command"] for one in made["tables"]]
+    assert told == [
+        "ldlm paper figure-5 --scale tiny --output DIR",
+        "ldlm paper table-7 --scale tiny --seeds 3 --texts 30 --output DIR",
+    ]
+
+
+def test_a_table_of_times_on_one_card_takes_no_other_number_of_devices(refuse, succeed):
+    words = ("paper", "table-3", "--scale", "paper", "--row", "ldlm")
+    for more in ((), ("--dry-run",)):
+        assert refuse(*words, "--devices", 8, *more) == "table-3 has the times of one card; leave --devices 8 out"
+    assert "torchrun" not in succeed(*words, "--devices", 1)["script"]
+
+
+def test_a_report_takes_no_other_text_than_that_of_its_output(text, refuse, succeed, tmp_path):
+    out, other = tmp_path / "out", tmp_path / "other.txt"
+    other.write_text(text.read_text() + "One more.\n")
+    split.write(out, text, 0)
+    words = ("paper", "table-7", "--output", out)
+    for how in ("--report", "--dry-run"):
+        assert refuse(*words, how, "--text", other).startswith(f"{out} holds tables of another text, text.txt")
+        assert refuse(*words, how, "--text", tmp_path / "nofile").startswith(f"there is no file {tmp_path / 'nofile'}")
+        succeed(*words, how, "--text", text)
+        succeed(*words, how)
+
+
+def test_a_dry_run_of_a_text_that_is_not_there_is_refused(refuse, tmp_path):
+    line = refuse("paper", "table-1", "--dry-run", "--text", tmp_path / "nofile")
+    assert line.startswith(f"there is no file {tmp_path / 'nofile'}")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"file": "a.txt"}', "3"])
+@pytest.mark.parametrize("report", [False, True])
+def test_a_record_that_is_none_of_a_text_is_named(content, report, text, refuse, tmp_path):
+    record = tmp_path / "out" / "text" / "text.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(content)
+    words = ("paper", "table-7", "--mauve", "off", "--text", text, "--output", tmp_path / "out")
+    assert (
+        refuse(*words, *(["--report"] if report else []))
+        == f"{record} is no record of a text; restore it, or choose another --output"
+    )
+
+
+def test_a_figure_that_takes_no_training_has_no_script(refuse, tmp_path):
+    words = ("paper", "figure-5", "--scale", "paper", "--script", tmp_path / "figure-5.sh")
+    line = "figure-5 is computed and takes no commands, so it has no script; ldlm paper figure-5 --output DIR makes it"
+    assert refuse(*words) == line
+    assert not (tmp_path / "figure-5.sh").exists()
+
+
+def test_a_table_that_is_named_twice_is_made_once(succeed, tmp_path):
+    once, twice = (succeed("paper", *["table-7"] * times, "--dry-run") for times in (1, 2))
+    assert once == twice
+    assert succeed("paper", "figure-5", "figure-5", "--output", tmp_path / "out")["exhibit"] == "figure-5"
+    assert succeed("paper", "table-7", "table-7", "--scale", "paper")["script"]
+
+
 def test_mauve_that_is_not_installed_is_missed_before_anything_is_trained(tmp_path, refuse, monkeypatch):
     monkeypatch.setitem(sys.modules, "mauve", None)
     out = tmp_path / "out"
@@ -103,8 +194,8 @@ def test_a_report_finds_the_scores_whether_or_not_mauve_is_installed_here(scored
     for job in made.jobs:
         files.write_atomic(tmp_path / job.mark, b"")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if there else None)
-    assert paper._reported(PaperConfig(), "table-7", tmp_path).size.mauve == scored
-    assert paper._reported(PaperConfig(mauve="off"), "table-7", tmp_path).size.mauve is False
+    for config, mauve in ((PaperConfig(), scored), (PaperConfig(mauve="off"), False)):
+        assert paper._reported(config, paper._plan(config, "table-7"), tmp_path).size.mauve is mauve
 
 
 def test_several_are_written_by_one_command(succeed, refuse, tmp_path):

@@ -53,6 +53,18 @@ def scores(made, tmp_path):
     return call
 
 
+@pytest.mark.parametrize("tokenizer", ["c.txt", "link/c.txt", "c.txt/words", "c.txt.meta.json"])
+def test_a_tokenizer_where_the_stories_stand_is_refused_and_leaves_nothing(tokenizer, refuse, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    words = ("--output", tmp_path / "c.txt", "--tokenizer", tmp_path / tokenizer)
+    said = refuse("stories", "--documents", 3, *words)
+    assert said == (
+        f"--tokenizer {tmp_path / tokenizer} is in the way of the stories, {tmp_path / 'c.txt'}, or of their record; "
+        "name another folder"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
 def test_the_file_is_that_of_its_seed_however_often_it_is_written(made, succeed, refuse, tmp_path):
     out = tmp_path / "stories.txt"
     record = succeed("stories", "--documents", 400, "--output", out)
