@@ -110,10 +110,8 @@ def _columns(paths: Sequence[Path], column: str) -> dict[Path, str]:
     names = {path: found for path, found in fields.items() if found is not None and column not in found}
     lacking = {path: found for path, found in names.items() if "text" not in found}
     if lacking and len(lacking) < len(fields):
-        are = "; ".join(f"{path} has fields {', '.join(found)}" for path, found in lacking.items())
-        raise InputError(
-            f"--text-column {column} is not in all files, nor is 'text': {are}; rename one of them to text"
-        )
+        where = ", ".join(f"{path} (fields: {', '.join(found)})" for path, found in lacking.items())
+        raise InputError(f"neither {column!r} nor 'text' is in {where}; rename the field of the texts there to text")
     return {path: "text" if path in names and path not in lacking else column for path in paths}
 
 

@@ -488,7 +488,7 @@ def test_a_column_that_some_files_lack_is_their_text(call, ldlm, refuse, draws, 
     other = tmp_path / "other.jsonl"
     other.write_text('{"story": "rain", "id": 3}\n')
     line = refuse("evaluate", theirs, other, "--reference", real, "--text-column", "generated_text", *common)
-    assert f"generated_text and 'text' are not in all files: {other} has fields story, id; rename one" in line
+    assert f"neither 'generated_text' nor 'text' is in {other} (fields: story, id); rename the field" in line
 
 
 MEASURED = """

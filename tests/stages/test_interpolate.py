@@ -240,6 +240,17 @@ def test_it_is_put_into_the_run_where_nothing_else_is_said(ldlm, refuse, succeed
     assert succeed(*command, "--path", "spherical", "--overwrite")["path"] == "spherical"
 
 
+def test_a_single_pair_is_measured_without_intervals(ldlm, trained, store, gpt2, tmp_path):
+    out = tmp_path / "out"
+    command = ("interpolate", "--run", trained, "--features", store, "--pairs", 1, "--points", 3, "--scorer", gpt2)
+    shown = ldlm(*command, "--output", out)
+    assert shown.exit_code == 0, shown.stderr
+    assert "1 pair, linear path" in shown.stdout
+    assert "intervals" not in shown.stdout
+    found = artifact.open_artifact(out, "interpolation").manifest
+    assert all(set(point["intervals"].values()) == {None} for point in found["points"])
+
+
 def test_a_run_that_is_at_work_is_not_waited_for(config, trained, store, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
     with locks.exclusive_lock(run):
