@@ -27,7 +27,7 @@ def record(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     found = files.read_json(path)
-    if not isinstance(found, dict) or not found.keys() >= {"file", "source_sha256", "characters"}:
+    if not isinstance(found, dict) or not found.keys() >= {"file", "source_sha256"}:
         raise InputError(f"{path} is no record of a text; restore it, or choose another --output")
     return found
 
