@@ -247,7 +247,7 @@ def _value(name: str, value: float | None) -> str:
 def _foot(results: list[FileScores]) -> list[str]:
     first = results[0].scores
     unknown = [result.file for result in results if not result.scores.boundary_tokens]
-    known = f" (none known{'' if len(unknown) == len(results) else ' of ' + ', '.join(unknown)})" if unknown else ""
+    known = f" (none known{'' if len(unknown) == len(results) else ' for ' + ', '.join(unknown)})" if unknown else ""
     lines = [
         f"protocol {first.protocol}, boundaries {first.boundaries}{known}, scorer {first.scorer}, at most "
         f"{first.max_tokens} tokens a text; "
