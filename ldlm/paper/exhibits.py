@@ -28,18 +28,18 @@ KEYS = {
 class Statement:
     """An ordering that the paper states: a quantity over rows, or quantities of one row, in rising order."""
 
-    rising: tuple[str, ...]  # keys of rows, or quantities if `of` names a row
-    figure: str | None = None
-    of: str | None = None
+    rising: tuple[str, ...]  # keys of rows, or quantities of `row`
+    quantity: str | None = None
+    row: str | None = None
     at: int | None = None  # evaluations, in tables with budgets
 
     @property
     def places(self) -> list[tuple[str, str]]:
         """The compared values in order, each as (key of the row, quantity)."""
-        if self.of is not None:
-            return [(self.of, name) for name in self.rising]
-        assert self.figure is not None
-        return [(key, self.figure) for key in self.rising]
+        if self.row is not None:
+            return [(self.row, name) for name in self.rising]
+        assert self.quantity is not None
+        return [(key, self.quantity) for key in self.rising]
 
 
 @dataclass(frozen=True)
@@ -151,13 +151,13 @@ def _group(name: str, data: Any, above: Mapping[str, Any]) -> Group:
 def _statement(name: str, data: Any, known: set[str]) -> Statement:
     where = f"{name}, statements"
     if not isinstance(data, dict):
-        raise InputError(f"{where}: a statement has `rising`, and `figure` or `of`, not {data!r}")
-    check_keys(where, data, {"rising", "figure", "of", "at"}, needed=("rising",))
-    if ("figure" in data) == ("of" in data):
-        raise InputError(f"{where}: a statement compares a figure of rows, or figures `of` one row")
-    made = Statement(tuple(data["rising"]), data.get("figure"), data.get("of"), data.get("at"))
-    for key, figure in made.places:
-        quantity(figure, where)
+        raise InputError(f"{where}: a statement has `rising`, and `quantity` or `row`, not {data!r}")
+    check_keys(where, data, {"rising", "quantity", "row", "at"}, needed=("rising",))
+    if ("quantity" in data) == ("row" in data):
+        raise InputError(f"{where}: a statement compares a quantity of rows, or quantities of one row")
+    made = Statement(tuple(data["rising"]), data.get("quantity"), data.get("row"), data.get("at"))
+    for key, name_of_quantity in made.places:
+        quantity(name_of_quantity, where)
         if key not in known:
             raise InputError(f"{where}: {key} is no row of {name}")
     return made

@@ -30,8 +30,8 @@ class Judged:
         one = self.statement
         return {
             "rising": list(one.rising),
-            "quantity": one.figure,
-            "row": one.of,
+            "quantity": one.quantity,
+            "row": one.row,
             "evaluations": one.at,
             "verdict": self.verdict,
             "pairs": list(self.pairs),
@@ -68,12 +68,12 @@ def _printed(exhibit: Exhibit, statement: Statement) -> bool | None:
 def words(exhibit: Exhibit, statement: Statement) -> str:
     """The statement as text: `Gen. PPL: MSE < CE + MSE < CE`."""
     at = "" if statement.at is None else f" at {statement.at} evaluations"
-    if statement.of is not None:
+    if statement.row is not None:
         chain = " < ".join(QUANTITIES[name].heading for name in statement.rising)
-        return f"{exhibit.rows[statement.of].name}{at}: {chain}"
-    assert statement.figure is not None
+        return f"{exhibit.rows[statement.row].name}{at}: {chain}"
+    assert statement.quantity is not None
     chain = " < ".join(exhibit.rows[key].name for key in statement.rising)
-    return f"{QUANTITIES[statement.figure].heading}{at}: {chain}"
+    return f"{QUANTITIES[statement.quantity].heading}{at}: {chain}"
 
 
 def verdict(one: Judged) -> str:

@@ -17,7 +17,7 @@ from ldlm.pages.chart import GREY, PURPLE, SERIES, Axis, Chart, Line, Points, nu
 from ldlm.pages.curves import STEP, centres, of_kind, over_steps
 from ldlm.pages.results import PPL_LOG
 from ldlm.paper import findings
-from ldlm.paper.plan import Measured
+from ldlm.paper.plan import RowPlan
 from ldlm.paper.results import Result
 from ldlm.paper.rows import Row
 
@@ -99,10 +99,10 @@ def _dynamics(result: Result, folder: Path) -> tuple[list[Chart], int]:
 def _paths(result: Result, folder: Path) -> list[Line]:
     """Perplexity at each point of each row's paths, averaged over training seeds."""
     found: dict[str, list[Any]] = {}
-    for measured in result.plan.rows:
-        record = None if measured.paths is None else folder / measured.paths / "interpolation.json"
+    for planned in result.plan.rows:
+        record = None if planned.paths is None else folder / planned.paths / "interpolation.json"
         if record is not None and record.exists():
-            found.setdefault(measured.row.name, []).append(files.read_json(record)["points"])
+            found.setdefault(planned.row.name, []).append(files.read_json(record)["points"])
     lines = []
     for (name, seeds), color in zip(found.items(), cycle(SERIES), strict=False):
         ppl = [_average([point["gen_ppl"] for point in points]) for points in zip(*seeds, strict=True)]
@@ -118,13 +118,13 @@ def _average(values: Sequence[float | None]) -> float | None:
 def _losses(result: Result, folder: Path, key: str) -> list[Line]:
     rows = [m for m in result.plan.rows if m.seed == 0 and m.paths is None and _finished(folder, m)]
     return [
-        over_steps(of_kind(findings.metrics(folder, measured), "train"), measured.row.name, key, color, noisy=True)
-        for measured, color in zip(rows, cycle(SERIES), strict=False)
+        over_steps(of_kind(findings.metrics(folder, planned), "train"), planned.row.name, key, color, noisy=True)
+        for planned, color in zip(rows, cycle(SERIES), strict=False)
     ]
 
 
-def _finished(folder: Path, measured: Measured) -> bool:
-    return measured.run is not None and (folder / measured.run / "manifest.json").exists()
+def _finished(folder: Path, planned: RowPlan) -> bool:
+    return planned.run is not None and (folder / planned.run / "manifest.json").exists()
 
 
 def _noise(result: Result, folder: Path) -> tuple[list[Chart], int]:

@@ -55,7 +55,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Measured:
+class RowPlan:
     """The jobs of a row with one training seed, and where its figures are."""
 
     row: Row
@@ -76,7 +76,7 @@ class Plan:
     chosen: tuple[str, ...]  # keys of rows
 
     @cached_property
-    def rows(self) -> list[Measured]:
+    def rows(self) -> list[RowPlan]:
         """Every row with every seed: all rows with the first seed, in the order of the exhibit, then with the next."""
         found = []
         for seed in range(self.size.seeds):
@@ -110,10 +110,10 @@ class Plan:
         sets = [sum(job.kind == "sample" for job in one.jobs) // len(one.drawn) for one in self.rows if one.drawn]
         return max(sets, default=0)
 
-    def _row(self, group: Group, row: Row, seed: int) -> Measured:
+    def _row(self, group: Group, row: Row, seed: int) -> RowPlan:
         jobs = RowJobs(self.exhibit, self.size, row, seed)
         if group.measures == "schedule":
-            return Measured(row, seed, ())
+            return RowPlan(row, seed, ())
         if row.real:
             return jobs.real()
         return {
@@ -248,7 +248,7 @@ class RowJobs:
         place = f"{run.output}/decoders/{name}"
         return Job("decoder", words, place, (run.output, run.needs[0]), settings=config, run=self)
 
-    def of_texts(self) -> Measured:
+    def of_texts(self) -> RowPlan:
         """Texts drawn from the row's model at each budget, and their scores."""
         real = self.reference()  # first: a store with too few real texts is found out before hours of training
         *before, run = self.trained()
@@ -262,7 +262,7 @@ class RowJobs:
             judged = self._evaluate([sample.output for sample in sampled], real[-1].output)
             jobs += [*sampled, judged]
             scores[budget], drawn[budget] = judged.mark, sampled[0].mark
-        return Measured(self.row, self.seed, tuple(jobs), run.output, scores, drawn)
+        return RowPlan(self.row, self.seed, tuple(jobs), run.output, scores, drawn)
 
     def _samples(self, run: Job, decoder: Job | None, budget: int | None) -> list[Job]:
         """Sets of texts from a run at a budget, one for each sampling seed."""
@@ -300,16 +300,16 @@ class RowJobs:
         needs, called = (*texts, real, *([self.scorer] if self.tiny else [])), (*words, *self._device())
         return Job("evaluate", called, keeps, needs, keeps, settings=len(texts) * self.texts, run=self)
 
-    def real(self) -> Measured:
+    def real(self) -> RowPlan:
         """Scores of real texts."""
         real = self.reference()
         words = ("evaluate", real[-1].output, "--scorer", self.scorer, "--boundaries", "eos")
         keeps = named("scores", "real", *words, suffix=".json")
         needs, called = (real[-1].output, *([self.scorer] if self.tiny else [])), (*words, *self._device())
         job = Job("evaluate", called, keeps, needs, keeps, settings=self.texts, run=self)
-        return Measured(self.row, self.seed, (*real, *self._scorer(), job), scores={None: keeps})
+        return RowPlan(self.row, self.seed, (*real, *self._scorer(), job), scores={None: keeps})
 
-    def of_paths(self) -> Measured:
+    def of_paths(self) -> RowPlan:
         """Paths between latents of held-out texts (Figure 3, left, and Figure 4, right)."""
         before = self.trained()
         run = before[-1]
@@ -323,21 +323,21 @@ class RowJobs:
         called = (*words, *self._device(), "--output", output)
         job = Job("interpolate", called, output, needs, settings=config, run=self)
         jobs = (*before, *self._scorer(), job)
-        return Measured(self.row, self.seed, jobs, run.output, paths=output)
+        return RowPlan(self.row, self.seed, jobs, run.output, paths=output)
 
-    def of_times(self) -> Measured:
+    def of_times(self) -> RowPlan:
         """The training, and one set of texts, both timed and not scored (Table 3)."""
         before = self.trained()
         run = before[-1]
         decoder = self._decoder(run)
         sampled = self._samples(run, decoder, None)[0]
         jobs = (*before, *([decoder] if decoder else []), sampled)
-        return Measured(self.row, self.seed, jobs, run.output, drawn={None: sampled.mark})
+        return RowPlan(self.row, self.seed, jobs, run.output, drawn={None: sampled.mark})
 
-    def of_training(self) -> Measured:
+    def of_training(self) -> RowPlan:
         """The training alone."""
         jobs = self.trained()
-        return Measured(self.row, self.seed, tuple(jobs), jobs[-1].output)
+        return RowPlan(self.row, self.seed, tuple(jobs), jobs[-1].output)
 
 
 def held_out_rows(jobs: Sequence[Job]) -> int:

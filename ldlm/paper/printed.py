@@ -50,16 +50,15 @@ class Printed:
 
     text: str
     mean: float
-    std: float | None  # None if the paper prints no deviation
 
     @classmethod
     def parse(cls, value: object, where: str) -> Printed:
         """From a number or text in YAML; `InputError`, naming the place, for anything else."""
         text = str(value).strip()
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)(?: ± (\d+(?:\.\d+)?))?", text)
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)(?: ± \d+(?:\.\d+)?)?", text)
         if found is None or isinstance(value, bool):
             raise InputError(f"{where} is a figure like 98.5 ± 1.9, not {value!r}")
-        return cls(text, float(found[1]), None if found[2] is None else float(found[2]))
+        return cls(text, float(found[1]))
 
 
 def quantity(name: object, where: str) -> str:

@@ -101,7 +101,7 @@ class Result:
 
     def _steps(self, row: Row) -> int | None:
         size = self.plan.size
-        trained = any(measured.run is not None for measured in self.plan.rows if measured.row.key == row.key)
+        trained = any(planned.run is not None for planned in self.plan.rows if planned.row.key == row.key)
         return (size.steps or row.tiny.steps) if trained and size.scale == TINY else None
 
     def _steps_of(self, rows: Sequence[Row]) -> str:
@@ -190,9 +190,9 @@ def _counted(count: int, what: str) -> str:
 def collect(plan: Plan, folder: Path) -> Result:
     """Collect the figures of everything in the folder."""
     found: dict[Place, dict[int, tuple[float | None, ...]]] = {}
-    for measured in plan.rows:
-        for (quantity, budget), values in findings.of_row(folder, measured, plan.exhibit.columns).items():
-            found.setdefault((measured.row.key, quantity, budget), {})[measured.seed] = tuple(values)
+    for planned in plan.rows:
+        for (quantity, budget), values in findings.of_row(folder, planned, plan.exhibit.columns).items():
+            found.setdefault((planned.row.key, quantity, budget), {})[planned.seed] = tuple(values)
     seeds = {key: [one.seed for one in plan.rows if one.row.key == key] for key, _, _ in found}
     cells = {  # a training without a figure keeps its place
         place: Cell(tuple(by_seed.get(seed, ()) for seed in seeds[place[0]]), plan.size.seeds)
@@ -216,7 +216,7 @@ def _by_training(plan: Plan, cell: Cell) -> Values:
 
 def _runs(plan: Plan) -> dict[str, tuple[str, ...]]:
     """The trainings of each row."""
-    keys = dict.fromkeys(measured.row.key for measured in plan.rows)
+    keys = dict.fromkeys(planned.row.key for planned in plan.rows)
     return {key: tuple(one.run for one in plan.rows if one.row.key == key and one.run is not None) for key in keys}
 
 

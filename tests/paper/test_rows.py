@@ -255,7 +255,7 @@ def test_a_misspelt_setting_of_a_stage_is_refused_by_name():
 EXHIBIT = {
     "title": "T", "section": "6", "shows": "s", "columns": ["gen_ppl"],
     "groups": [{"rows": ["table-7/resampler", "table-7/self-attention"]}],
-    "statements": [{"figure": "gen_ppl", "rising": ["table-7/resampler", "table-7/self-attention"]}],
+    "statements": [{"quantity": "gen_ppl", "rising": ["table-7/resampler", "table-7/self-attention"]}],
 }  # fmt: skip
 
 
@@ -265,9 +265,9 @@ EXHIBIT = {
         ({"colums": []}, "table-x: there is no key 'colums'"),
         ({"columns": ["ppl"]}, "table-x, columns: there is no quantity 'ppl'"),
         ({"groups": [{"rows": [], "measures": "all"}]}, "table-x, groups: measures is one of texts, paths"),
-        ({"statements": [{"rising": []}]}, "table-x, statements: a statement compares a figure of rows"),
+        ({"statements": [{"rising": []}]}, "table-x, statements: a statement compares a quantity of rows"),
         (
-            {"statements": [{"figure": "gen_ppl", "rising": ["table-1/ce"]}]},
+            {"statements": [{"quantity": "gen_ppl", "rising": ["table-1/ce"]}]},
             "table-x, statements: table-1/ce is",
         ),
         ({"picture": "pie"}, "table-x: there is no picture 'pie'"),
@@ -289,5 +289,5 @@ def test_rows_are_chosen_by_key_and_by_printed_name():
 
 
 def test_printed_figures_are_read_with_and_without_a_deviation():
-    assert Printed.parse("98.5 ± 1.9", "x") == Printed("98.5 ± 1.9", 98.5, 1.9)
-    assert Printed.parse(100.0, "x") == Printed("100.0", 100.0, None)
+    assert Printed.parse("98.5 ± 1.9", "x") == Printed("98.5 ± 1.9", 98.5)
+    assert Printed.parse(100.0, "x") == Printed("100.0", 100.0)
