@@ -50,8 +50,6 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
         raise InputError("--output writes texts and --trace shows one; give them in two commands")
     if trace is None and isinstance(config, SampleConfig) and (idle := changed(config, OF_TRACE)):
         raise InputError(f"{', '.join(idle)} {'is' if len(idle) == 1 else 'are'} for --trace; add --trace DIR")
-    if trace is not None and options.flags[("num_samples",)] is not None:
-        raise InputError("--trace shows one text, which --trace-text chooses; leave --num-samples out")
     if trace is not None:
         return _trace(options, config, run, trace)
     if output is None and options.overwrite:

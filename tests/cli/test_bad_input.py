@@ -609,11 +609,6 @@ def test_the_number_of_a_trace_needs_a_trace(refuse, trained):
         assert line.startswith("--trace-") and line.endswith(" for --trace; add --trace DIR")
 
 
-def test_a_trace_shows_one_text(refuse, trained, out):
-    line = refuse("sample", "--run", trained, "--trace", out, "--num-samples", 5)
-    assert line == "--trace shows one text, which --trace-text chooses; leave --num-samples out"
-
-
 def test_a_missing_run_is_looked_for_where_the_command_was_called(refuse, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert refuse("sample", "--run", "run").startswith(f"there is no folder run in {tmp_path}; ")
