@@ -92,9 +92,13 @@ def check(config: PaperConfig, names: Sequence[str]) -> None:
 
 def _check_text(source: Path, out: Path | None) -> None:
     """`InputError` if there is no such text, or the output holds another one."""
+    from ldlm.features import textfiles
     from ldlm.paper import text
 
-    text.check(Path() if out is None else out, source)
+    if out is None:
+        textfiles.fingerprints([source])
+    else:
+        text.check(out, source)
 
 
 def _plans(config: PaperConfig, names: Sequence[str]) -> list[Plan]:

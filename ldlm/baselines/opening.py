@@ -20,7 +20,8 @@ from ldlm.sampling.exported import LDLM
 from ldlm.sampling.pretrained import ExportedModel
 from ldlm.sampling.source import Source, checkpoint_of
 from ldlm.sampling.trained_run import TrainedRun, timesteps_of
-from ldlm.sampling.trajectories import Offer
+from ldlm.sampling.trajectories import ANY, Offer
+from ldlm.training import checkpoint
 
 MODELS: dict[str, type[ExportedModel]] = {model.model_type: model for model in (LDLM, TokenDiffusion)}
 RUNS: dict[str, type[TrainedRun] | type[TrainedTokenRun]] = {
@@ -88,6 +89,8 @@ def offer(path: Path, name: str | None = None) -> Offer:
     if pretrained.model_type(path) is not None:
         described = LDLM.described(path)
         return Offer(described.timesteps.flat, described.sampler)
+    if name is None and not checkpoint.all_in(path / "checkpoints"):
+        return ANY  # a plan is made for it, and `open_source` says that it is too early to draw
     training, saved = stored_training(files.read_yaml(path / "config.yaml")), checkpoint_of(path, name)
     known = training.learned(saved.state) if isinstance(training, DistilledConfig) else None
     return Offer(timesteps_of(cast(TrainConfig, training), saved).flat, known)

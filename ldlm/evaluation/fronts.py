@@ -70,13 +70,14 @@ class Fronts:
             for name, one in self.runs.items()
         )
         ways = (f"- {name}, {way}: {_words(settings)}" for (name, way), settings in common(summary["points"]).items())
+        known = [INTERVALS] if self.real is not None or any(point.intervals for point in self.points) else []
         parts = [
             f"Scorer {self.about['scorer']}, {self.about['texts']:,} texts each; diversity of "
             f"{self.about['diversity_texts']:,} texts of each; boundaries {self.about['boundaries']}.",
             "\n".join(runs),
             "## Every run at each budget",
             markdown.table(head, rows),
-            f"{INTERVALS} {COUNTED_AS} {NO_WIN}",
+            " ".join([*known, COUNTED_AS, NO_WIN]),
             "## Settings of the samplers",
             "\n".join(ways),
         ]

@@ -84,7 +84,7 @@ def read(path: Path, column: str = "text") -> Texts:
 def read_all(paths: Sequence[Path], column: str, named: Sequence[str], note: Callable[[str], None]) -> list[Texts]:
     """Read the texts of files that stand side by side, each `described`; notes say what may surprise in how.
 
-    A file without the field or column is read by its `text`.
+    A file without the field or column is read by its `text`, if another has it.
     """
     chosen = _columns(paths, column)
     for path, its in chosen.items():
@@ -102,12 +102,14 @@ def read_all(paths: Sequence[Path], column: str, named: Sequence[str], note: Cal
 
 
 def _columns(paths: Sequence[Path], column: str) -> dict[Path, str]:
-    """The field or column with the texts of each file: this one, or `text` where the file lacks it.
+    """The field or column with the texts of each file: this one, or `text` in the files that lack it beside others.
 
     `InputError` names the files that have neither, if others have one.
     """
-    fields = {path: textfiles.field_names(path) for path in paths} if column != "text" else {}
+    fields = {path: textfiles.field_names(path, column) for path in paths} if column != "text" else {}
     names = {path: found for path, found in fields.items() if found is not None and column not in found}
+    if len(names) == len(fields):  # none has it, so that it is misspelt
+        return dict.fromkeys(paths, column)
     lacking = {path: found for path, found in names.items() if "text" not in found}
     if lacking and len(lacking) < len(fields):
         where = ", ".join(f"{path} (fields: {', '.join(found)})" for path, found in lacking.items())

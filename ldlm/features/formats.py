@@ -72,12 +72,12 @@ def _not_utf8(place: str, error: UnicodeDecodeError) -> InputError:
     )
 
 
-def values(source: OpenFile) -> Iterator[tuple[Any, str | Place]]:
+def values(source: OpenFile, column: str) -> Iterator[tuple[Any, str | Place]]:
     """The values of JSON lines or of a JSON array, each with its place."""
-    return json_lines(source) if source.kind == "json lines" else json_array(source)
+    return json_lines(source, column) if source.kind == "json lines" else json_array(source)
 
 
-def json_lines(source: OpenFile) -> Iterator[tuple[Any, Place]]:
+def json_lines(source: OpenFile, column: str) -> Iterator[tuple[Any, Place]]:
     """The values of JSON lines, each with its place."""
     number = 0
     while source.goes_on() and (line := source.stream.readline()):
@@ -85,18 +85,20 @@ def json_lines(source: OpenFile) -> Iterator[tuple[Any, Place]]:
         text, place = _utf8(source, number, line).removeprefix(BOM), source.line(number)
         if text.strip():
             if number == 1:
-                _check_apart(source, text, place)
+                _check_apart(source, text, column, place)
             yield _value(source, partial(json.loads, text), place), place
 
 
 _TEXTS = re.compile(r'"((?:[^"\\]|\\.)*)"\s*:\s*\[\s*"')  # a field with a list of strings
 
 
-def _check_apart(source: OpenFile, line: str, place: Place) -> None:
-    """`InputError` if a first line begins an object, of several lines, that holds a list of texts."""
+def _check_apart(source: OpenFile, line: str, column: str, place: Place) -> None:
+    """`InputError` if a first line begins an object, of several lines, with a list of texts and no single one."""
     if line.strip() != "{":
         return
     head = source.stream.peek()[:WINDOW].decode("utf-8", "ignore")
+    if re.search(rf'{re.escape(json.dumps(column))}\s*:\s*"', head):
+        return
     if found := _TEXTS.search(head):
         raise InputError(f"{place} begins an object with texts in {found[1]!r}; {_apart(source, found[1])}")
 
@@ -204,15 +206,16 @@ TO_DECODE = 'decode them with their tokenizer, special tokens kept, and write {"
 def _no_text(source: OpenFile, fields: Mapping[str, Any], column: str) -> str:
     """The complaint about an object without text in a field, with the remedy."""
     found = f"(fields: {', '.join(fields) if fields else 'none'})"
+    other = any(isinstance(value, str) for value in fields.values())
     if column in fields:
         held = f"holds {reprlib.repr(fields[column])} in {column!r}, which"
         if _all(int, fields[column]):
             return f"{held} are token ids; {TO_DECODE}"
-        if _all(str, fields[column]):
+        if _all(str, fields[column]) and not other:
             return f"{held} is no text; {_apart(source, column)}"
         return f"{held} is no text; write it as a string, or set --text-column to another field {found}"
     missing = f"has no text in {column!r} {found}"
-    if not any(isinstance(value, str) for value in fields.values()):
+    if not other:
         for name, value in fields.items():
             if _all(int, value):
                 return f"{missing}, but token ids in {name!r}; {TO_DECODE}"

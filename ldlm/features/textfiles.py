@@ -69,7 +69,7 @@ def rows(path: Path, column: str = "text", span: Span | None = None, beside: Seq
         elif source.kind == "parquet":
             yield from formats.parquet(source, column, beside)
         else:
-            yield from (formats.row(source, value, column, place) for value, place in formats.values(source))
+            yield from (formats.row(source, value, column, place) for value, place in formats.values(source, column))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def _as_parquet(path: Path) -> str:
     return f"python -c 'from pyarrow import csv, parquet; parquet.write_table({read}, \"{made}\")'"
 
 
-def field_names(path: Path) -> list[str] | None:
+def field_names(path: Path, column: str) -> list[str] | None:
     """Names of the columns, or of the fields of the first row; None where rows have none, and for a stream."""
     if is_stream(path):
         return None
@@ -150,7 +150,7 @@ def field_names(path: Path) -> list[str] | None:
             return None
         if source.kind == "parquet":
             return list(formats.parquet_table(path).schema_arrow.names)
-        value, _ = next(formats.values(source), (None, None))
+        value, _ = next(formats.values(source, column), (None, None))
         return list(value) if isinstance(value, dict) else None
 
 

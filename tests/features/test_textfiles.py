@@ -173,6 +173,17 @@ def test_one_object_with_all_texts_is_taken_apart_by_the_command_that_is_named(t
     assert read(tmp_path / "texts.jsonl") == MDLM["generated_seqs"]
 
 
+@pytest.mark.parametrize("column", ["text", "body"])
+def test_a_list_beside_a_text_is_not_taken_for_the_texts(tmp_path, column):
+    row = {column: "rain", "tags": ["a", "b"]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row, indent=4) + "\n")
+    with pytest.raises(InputError, match="over several lines on one, with jq"):
+        read(tmp_path / "a.jsonl", column)
+    (tmp_path / "b.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(InputError, match=r"set --text-column to another field \(fields: "):
+        read(tmp_path / "b.jsonl", "tags")
+
+
 def test_a_table_of_values_is_said_and_its_columns_can_be_had(tmp_path, notes, gpt2):
     (tmp_path / "a.csv").write_text('id,text\n1,"rain, and\nsun"\n2,a letter\n')
     (tmp_path / "a.tsv").write_text("id\ttext\n1\train\n")

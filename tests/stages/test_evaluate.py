@@ -485,6 +485,8 @@ def test_a_column_that_some_files_lack_is_their_text(call, ldlm, refuse, draws, 
     shown = ldlm("evaluate", theirs, "--reference", real, "--text-column", "generated_text", *common)
     assert f"{real} has no 'generated_text', and its 'text' is read" in shown.stderr.splitlines()
     assert "(fields: generated_text); set --text-column" in refuse("evaluate", theirs, "--reference", real, *common)
+    for misspelt in ([real], [real, "--reference", real]):
+        assert "has no text in 'generated'" in refuse("evaluate", *misspelt, "--text-column", "generated", *common)
     other = tmp_path / "other.jsonl"
     other.write_text('{"story": "rain", "id": 3}\n')
     line = refuse("evaluate", theirs, other, "--reference", real, "--text-column", "generated_text", *common)

@@ -141,6 +141,14 @@ def test_a_report_takes_no_other_text_than_that_of_its_output(text, refuse, succ
         succeed(*words, how)
 
 
+def test_a_dry_run_without_an_output_looks_at_no_folder(text, succeed, tmp_path, monkeypatch):
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text() + "One more.\n")
+    split.write(tmp_path, text, 0)
+    monkeypatch.chdir(tmp_path)
+    succeed("paper", "table-7", "--dry-run", "--text", other)
+
+
 def test_a_dry_run_of_a_text_that_is_not_there_is_refused(refuse, tmp_path):
     line = refuse("paper", "table-1", "--dry-run", "--text", tmp_path / "nofile")
     assert line.startswith(f"there is no file {tmp_path / 'nofile'}")

@@ -269,3 +269,12 @@ def test_from_the_command_line(trained, gpt2, succeed, refuse, tmp_path):
     assert plan["trajectories"] == 2
     assert plan["denoiser_evaluations_to_screen"] == 600
     assert json.loads((out / "manifest.json").read_text())["kind"] == "sweep"
+
+
+def test_a_run_that_has_no_checkpoint_yet_is_planned_and_not_swept(trained, gpt2, succeed, refuse, tmp_path):
+    begun = tmp_path / "begun"
+    shutil.copytree(trained, begun, ignore=lambda _, names: {"checkpoints", "manifest.json"} & {*names})
+    small = ("sweep", "--run", begun, "--solvers", "ddim", "--grids", "learned", "--guidances", 1, "--budgets", 2)
+    assert succeed(*small, "--dry-run")["trajectories"] == 1
+    line = refuse(*small, "--scorer", gpt2, "--output", tmp_path / "out", "--device", "cpu")
+    assert line.startswith(f"{begun} has no checkpoint yet")
