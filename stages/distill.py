@@ -144,7 +144,7 @@ def settings(config: DistillConfig, trained: TrainedRun, *, begun: Path | None =
 
 
 def _final(begun: Path | None) -> str:
-    """What the last step is taught: as in the folder `begun`, if a distillation has been begun there."""
+    """The target of the last step, as `DistilledConfig.final`: that of the distillation in `begun`, if there is one."""
     record = begun / "config.yaml" if begun is not None else None
     found = configs.distilled(files.read_yaml(record)) if record is not None and record.is_file() else None
     return DistilledConfig().final if found is None else found.final

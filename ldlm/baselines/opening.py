@@ -85,7 +85,7 @@ def defaults(path: Path, name: str | None = None) -> dict[str, Any]:
 
 
 def offer(path: Path, name: str | None = None) -> Offer:
-    """What of a run of LDLM, at the checkpoint that `open_source` opens, or of its export decides how it is swept."""
+    """The trajectories offered for a run of LDLM, at the checkpoint that `open_source` opens, or for its export."""
     if pretrained.model_type(path) is not None:
         described = LDLM.described(path)
         return Offer(described.timesteps.flat, described.sampler)

@@ -210,7 +210,7 @@ class FeatureStore:
 
     @property
     def as_input(self) -> dict[str, str]:
-        """What a training on it records among its inputs: its fingerprint and, if it is not sealed, its shards."""
+        """The store among the inputs of a training: its fingerprint and, if it is not sealed, its number of shards."""
         shards = f"{len(self.records)} of {len(ledger.shard_names(self.manifest))}"
         return {"features": self.fingerprint, **({} if self.sealed else {"shards": shards})}
 

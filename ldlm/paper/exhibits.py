@@ -156,8 +156,8 @@ def _statement(name: str, data: Any, known: set[str]) -> Statement:
     if ("quantity" in data) == ("row" in data):
         raise InputError(f"{where}: a statement compares a quantity of rows, or quantities of one row")
     made = Statement(tuple(data["rising"]), data.get("quantity"), data.get("row"), data.get("at"))
-    for key, name_of_quantity in made.places:
-        quantity(name_of_quantity, where)
+    for key, compared in made.places:
+        quantity(compared, where)
         if key not in known:
             raise InputError(f"{where}: {key} is no row of {name}")
     return made

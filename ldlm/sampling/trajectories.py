@@ -36,7 +36,7 @@ from ldlm.sampling.ways import Bench, Drawn
 
 @dataclass(frozen=True)
 class Offer:
-    """What of a model decides which trajectories are offered for it."""
+    """The facts about a model that decide which trajectories are offered for it."""
 
     flat: bool = False  # whether F(t) is t, so that `learned` has the times of `time`
     known: SamplerConfig | None = None  # with which it was exported, or that it has learned

@@ -58,7 +58,7 @@ def train(
 
 
 class Ending:
-    """What ends a training before its last step, in all processes at once: a signal, or rows that can't be read."""
+    """The end of a training before its last step, in all processes at once: a signal, or rows that can't be read."""
 
     def __init__(self, world: World, stop: Stop) -> None:
         self.world, self.stop = world, stop

@@ -84,7 +84,7 @@ class Fixed:
 
 
 def test_over_the_seeds_the_mean_bound_of_a_row_is_its_value():
-    """Of a single row, whose token of noise must not be the same for each seed.
+    """The estimate is that of a single row, whose token of noise must not be the same for each seed.
 
     With logits that see nothing, MDLM's bound is their NLL, which may differ between positions.
     """

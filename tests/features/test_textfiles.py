@@ -158,7 +158,7 @@ MDLM = {"generative_ppl": 39.5, "entropy": 5.1, "generated_seqs": ["[CLS] rain, 
 @pytest.mark.parametrize("column", ["text", "generated_seqs"])
 @pytest.mark.parametrize("name", ["mdlm.json", "mdlm.jsonl", "mdlm"])
 def test_one_object_with_all_texts_is_taken_apart_by_the_command_that_is_named(tmp_path, indent, column, name):
-    """As MDLM and its descendants write samples."""
+    """The object is as MDLM and its descendants write their samples."""
     (tmp_path / name).write_text(json.dumps(MDLM, indent=indent) + "\n")
     with pytest.raises(InputError, match="make each of them a text: jq ") as error:
         read(tmp_path / name, column)

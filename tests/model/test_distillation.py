@@ -110,7 +110,7 @@ def test_a_student_of_one_step_begins_at_the_first_time():
 
 
 def test_without_self_conditioning_the_teacher_is_asked_four_times_and_given_nothing():
-    """What it would say at the first time is read by nobody."""
+    """A teacher's estimate at the first time is read by nobody, so it is not asked for one."""
     schedule, grid, z_0, eps, i_B = SCHEDULES[0], times_down(8), normal(4, 5), normal(4, 5, seed=1), torch.arange(4)
     given = []
 
