@@ -1,7 +1,7 @@
 """An exported model, in a folder or on the hub: what the models of all methods have in common.
 
     model.safetensors   averaged weights, in fp32 or bf16; read as fp32
-    tokenizer/          the run's
+    tokenizer/          that of the run, its JSON without spaces
     encoder/            the frozen encoder, which reads prompts, if it was asked for: settings and safetensors
     README.md           the model card; may be edited
     config.json         written last: sizes, settings, sampler, provenance, and sha256 of all the rest but the card
@@ -11,6 +11,7 @@ Weights are read from safetensors only.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -65,7 +66,7 @@ class ExportedModel(ModelHubMixin):
         self.tokenizer = load_tokenizer(str(tokenizer))
         self.card = type(self).write_card(config) if card is None else card
         self.encoder = None if encoder is None else encoder.absolute()
-        self._tokenizer_files = {name: path.read_bytes() for path, name in files.below(tokenizer)}
+        self._tokenizer_files = {name: _without_spaces(path) for path, name in files.below(tokenizer)}
         self._generators: dict[Any, Generator] = {}  # with their compiled code
 
     @classmethod
@@ -177,6 +178,13 @@ class ExportedModel(ModelHubMixin):
             for seeds_B, tokens_BL in batches
             for line in generator.lines(self.tokenizer, tokens_BL, seeds_B, config.clean_up)
         ]
+
+
+def _without_spaces(path: Path) -> bytes:
+    """Content of a tokenizer's file; JSON without line breaks and indents, which double a vocabulary's size."""
+    if path.suffix != ".json":
+        return path.read_bytes()
+    return json.dumps(json.loads(path.read_bytes()), ensure_ascii=False, separators=(",", ":")).encode()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

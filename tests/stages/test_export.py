@@ -249,6 +249,16 @@ def test_it_holds_denoiser_and_decoders_and_no_tensor_more(run, model):
     }  # fmt: skip
 
 
+def test_its_tokenizer_is_the_runs_without_the_spaces(run, model):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (model / "tokenizer" / name).read_text(encoding="utf-8")
+        assert json.loads(text) == json.loads((run / "tokenizer" / name).read_text(encoding="utf-8"))
+        assert "\n" not in text
+    assert (model / "tokenizer" / "tokenizer.json").stat().st_size < (
+        0.6 * (run / "tokenizer" / "tokenizer.json").stat().st_size
+    )
+
+
 def test_one_decoder_takes_no_other_along(run, tmp_path, succeed):
     made = succeed("export", "--run", run, "--output", tmp_path / "m", "--decoder", "layers-1")
     assert made["decoders"] == ["layers-1"]
