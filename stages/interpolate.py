@@ -34,7 +34,7 @@ from ldlm.features.documents import check_whole
 from ldlm.features.encoder import check_online, online_encoder
 from ldlm.features.store import FeatureStore
 from ldlm.location import Location, folder_name, folder_names, local
-from ldlm.pages import plots
+from ldlm.pages import drawing, results
 from ldlm.progress import SILENT, Progress
 from ldlm.sampling.generation import Decoder
 from ldlm.sampling.trained_run import TrainedRun
@@ -389,5 +389,5 @@ def _lines(config: InterpolateConfig, scored: Mapping[float | str, Scored]) -> l
 
 
 def _draw(out: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
-    plots.interpolation(out / "interpolation.png", found)
-    plots.mean_of_two(out / "mean.png", found)
+    drawing.png(out / "interpolation.png", results.along(found))
+    drawing.png(out / "mean.png", results.mean_of_two(found))

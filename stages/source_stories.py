@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from ldlm.config import EvaluateConfig, QuickstartConfig
 from ldlm.evaluation import samples, validity
-from ldlm.pages import plots
+from ldlm.pages import drawing, results
 from ldlm.progress import Progress
 from ldlm.stages import evaluate, stories
 from ldlm.stages.sources import Claims, Judged, QuickstartText, Sizes, entropies
@@ -65,7 +65,7 @@ class Stories(QuickstartText):
         config = EvaluateConfig(source="stories", seed=judged.seed)
         (found,) = evaluate.by_source(config, [judged.samples], progress=progress)
         rows = [{"name": "real stories", **found.real.to_json()}, {"name": "samples", **found.found.to_json()}]
-        plots.validity(judged.out / "comparison.png", rows)
+        drawing.png(judged.out / "comparison.png", results.validity(rows))
         texts = samples.described(samples.read(judged.samples), judged.samples)
         first = islice(validity.whole_stories(texts), self.first)
         return {

@@ -16,7 +16,7 @@ from ldlm.evaluation import metrics, samples
 from ldlm.features import splitting, textfiles
 from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
-from ldlm.pages import plots
+from ldlm.pages import drawing, results
 from ldlm.progress import Progress
 from ldlm.stages import evaluate, features
 from ldlm.stages.sources import Claims, Judged, QuickstartText, Sizes, entropies
@@ -83,7 +83,7 @@ class RealText(QuickstartText):
         config = EvaluateConfig(scorer=judged.scorer, seed=judged.seed, device=judged.device)
         scores = evaluate.run(config, list(sets.values()), progress=progress)
         rows = [{"name": name, **one.to_json()} for name, one in zip(sets, scores, strict=True)]
-        plots.comparison(judged.out / "comparison.png", rows)
+        drawing.png(judged.out / "comparison.png", results.comparison(rows))
         training = FeatureStore(judged.out / "features").split("train").tokens[:].tolist()
         looked_for = [samples.read(sets[name]).tokens or [] for name in ("samples", "real text")]
         copied = metrics.copied_shares(looked_for, training)

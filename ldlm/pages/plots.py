@@ -1,4 +1,4 @@
-"""The pictures that commands write: the charts of `curves`, `results` and `fronts` as PNG files."""
+"""The pictures of runs and sweeps: the charts of `kinds`, `results` and `fronts` as PNG files."""
 
 from __future__ import annotations
 
@@ -67,16 +67,6 @@ def timesteps(path: Path, course: Course[AnyTrainConfig]) -> None:
     drawing.png(path, kinds.of(course.config).timesteps(course))
 
 
-def interpolation(path: Path, found: Mapping[str, Row]) -> None:
-    """Write the figures along the path between two latents, for one or more runs, by name (Figure 3, left)."""
-    drawing.png(path, results.along(found))
-
-
-def mean_of_two(path: Path, found: Mapping[str, Row]) -> None:
-    """Write the figures of the decoded mean of two latents, for one or more runs, by name (Figure 4, right)."""
-    drawing.png(path, results.mean_of_two(found))
-
-
 def sweep(path: Path, found: Row) -> None:
     """Write the frontier of a sweep (Figure 1).
 
@@ -88,13 +78,3 @@ def sweep(path: Path, found: Row) -> None:
         drawing.png(path, fronts.charts(found), columns=3, shared_legend=True)
     else:
         drawing.png(path, results.frontier(found))
-
-
-def comparison(path: Path, rows: Sequence[Row]) -> None:
-    """Write the figures of several sets of texts as bars."""
-    drawing.png(path, results.comparison(rows))
-
-
-def validity(path: Path, rows: Sequence[Row]) -> None:
-    """Write the validity figures of several sets of texts as bars."""
-    drawing.png(path, results.validity(rows))

@@ -17,7 +17,7 @@ from ldlm import config as configs
 from ldlm.config import EvaluateConfig, InterpolateConfig, SweepConfig, TrainConfig
 from ldlm.evaluation import frontier, mauve
 from ldlm.evaluation.frontier import Variant
-from ldlm.pages import plots, results
+from ldlm.pages import drawing, results
 from ldlm.pages import report as report_page
 from ldlm.stages import evaluate, extract_features, interpolate, quickstart, report, sweep, train
 
@@ -179,7 +179,7 @@ def test_a_quickstart_that_has_collapsed_ends_with_its_table(tmp_path):
         "diversity_texts": 4,
     }
     rows = [real, {**real, "name": "samples", "gen_ppl": None, "entropy": 0.0}, {**real, "name": "unigram text"}]
-    plots.comparison(tmp_path / "comparison.png", rows)
+    drawing.png(tmp_path / "comparison.png", results.comparison(rows))
     held_out = {
         "l_diff": 0.1,
         "l_diff_mean": 0.2,

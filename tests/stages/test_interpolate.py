@@ -21,7 +21,7 @@ from ldlm.evaluation import metrics, smoothness
 from ldlm.evaluation.smoothness import edit_distance
 from ldlm.features import text
 from ldlm.features.store import FeatureStore
-from ldlm.pages import plots, results
+from ldlm.pages import drawing, results
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import extract_features, interpolate, train
 from ldlm.training import heldout
@@ -164,8 +164,8 @@ def test_what_an_earlier_version_found_is_still_shown(measured, trained, store, 
         del figures["diversity_texts"]
     for key in ("boundaries", "boundary_tokens", "clean_up"):
         del old[key]
-    plots.interpolation(tmp_path / "interpolation.png", {"run": old})
-    plots.mean_of_two(tmp_path / "mean.png", {"run": old})
+    drawing.png(tmp_path / "interpolation.png", results.along({"run": old}))
+    drawing.png(tmp_path / "mean.png", results.mean_of_two({"run": old}))
     assert not results.real_is_alike(old)
     assert results.real_is_alike(measured["linear"].manifest)
     assert "the diversity of real text is that of twice as many texts" in _table("run", old)
