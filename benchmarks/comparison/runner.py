@@ -32,6 +32,7 @@ from ldlm.location import check_output_folder
 from ldlm.paper import origin
 
 
+# No list of jobs like that of `ldlm.paper.runner`: what is run depends on results, as on the best learning rate.
 @dataclass(frozen=True)
 class Comparison:
     """The folder of a comparison, and its sizes."""

@@ -28,7 +28,7 @@ class Beside:
     externals: dict[External, Texts]
     fewest: int  # texts in the smallest set, the runs' included
     inputs: dict[str, Any]  # hashes of the files, and costs, as inputs of the artefact
-    files: dict[Path, Texts]  # everything in them
+    files: dict[Path, Texts]  # each file once, and whole, as remarks are on files; `real` is cut
 
     @classmethod
     def read(
