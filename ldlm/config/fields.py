@@ -103,7 +103,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], prefix: str = "") -> T:
     values = {}
     for key, value in data.items():
         if key not in fields:
-            raise InputError(f"unknown setting {prefix}{key}{_suggestion(str(key), fields, prefix)}")
+            raise InputError(f"unknown setting {prefix}{key}{_suggestion(str(key), cls, prefix)}")
         values[key] = _parse(hints[key], value, f"{prefix}{key}", fields[key].metadata)
     return cls(**values)
 
@@ -173,11 +173,24 @@ _WORDS: dict[bool | None, tuple[str, ...]] = {
 _NAMES = {bool: "true or false", str: "a string", int: "a whole number", float: "a number"}
 
 
-def _suggestion(key: str, known: Iterable[str], prefix: str) -> str:
-    """The end of an error about an unknown key: the closest known one, else all of them."""
-    known = list(known)
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean {prefix}{close[0]}?" if close else f"; known here: {', '.join(known)}"
+def _suggestion(key: str, cls: type, prefix: str) -> str:
+    """The end of an error about an unknown key: those of that name in a section, the closest known one, or all."""
+    known = [one.name for one in dataclasses.fields(cls)]
+    inside = [name for name in _dotted(cls) if name.rpartition(".")[2] == key]
+    close = inside or difflib.get_close_matches(key, known, n=1)
+    if not close:
+        return f"; known here: {', '.join(known)}"
+    return f"; did you mean {' or '.join(prefix + name for name in close)}?"
+
+
+def _dotted(cls: type) -> list[str]:
+    """Names of all settings of a dataclass, those of its sections with dots."""
+    hints, found = types_of(cls), []
+    for one in dataclasses.fields(cls):
+        section = hints[one.name]
+        nested = _dotted(section) if isinstance(section, type) and dataclasses.is_dataclass(section) else []
+        found += [one.name, *(f"{one.name}.{name}" for name in nested)]
+    return found
 
 
 def _parse(hint: Any, value: Any, key: str, metadata: Mapping[str, Any]) -> Any:

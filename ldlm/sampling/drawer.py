@@ -82,7 +82,7 @@ class DrawsTexts(ABC):
     def remark_on_grid(self, asked: SamplerConfig, progress: Progress, remedy: str = "") -> None:
         """Note a default grid that is not `learned`; `remedy` says how to take another."""
         if asked.grid is None and self.timesteps.flat:
-            progress.note(f"F(t) is t in this model, so the default grid is log-snr{remedy}")
+            progress.note(f"timesteps are uniform here (F(t) is t), so the default grid is log-snr{remedy}")
 
     def remark_on_sampler(
         self, student: SamplerConfig | None, asked: SamplerConfig, progress: Progress, prompt_guidance: float

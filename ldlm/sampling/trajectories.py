@@ -232,7 +232,9 @@ class LoadedRun:
         if not self.config.decoders and isinstance(self.source, TrainedRun):  # an export has its default on record
             self.source.remark_on_decoder(None, progress)
         if self.offer.repeats(self.config.grids):
-            progress.note("F(t) is t in this model, so the grid learned has the times of time, and is left out")
+            progress.note(
+                "timesteps are uniform here (F(t) is t), so the grid learned has the times of time, and is left out"
+            )
         drawer.remark_on_student(self.source.student, [one.sampler for one in self._trajectories], progress)
 
     @property

@@ -135,6 +135,8 @@ def test_an_unknown_preset_names_the_known_ones():
     [
         ({"stepz": 3}, "unknown setting stepz; did you mean steps?"),
         ({"model": {"denoiser": {"layer": 3}}}, "denoiser.layer; did you mean model.denoiser.layers?"),
+        ({"sigma_dec": 2}, "unknown setting sigma_dec; did you mean recipe.sigma_dec?"),
+        ({"model": {"heads": 2}}, "model.heads; did you mean model.autoencoder.heads or model.denoiser.heads or"),
         ({"zzz": 1}, "unknown setting zzz; known here: steps, batch_size"),
         ({1: 2}, "unknown setting 1"),
         ({"steps": "many"}, "steps takes a whole number, not 'many'"),

@@ -16,7 +16,7 @@ from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import distill, export, sweep, train
 
 CPU = torch.device("cpu")
-DEFAULT = "F(t) is t in this model, so the default grid is log-snr; --grid takes another"
+DEFAULT = "timesteps are uniform here (F(t) is t), so the default grid is log-snr; --grid takes another"
 DISTILL = DistillConfig(
     evaluations=2, start=4, steps=2, batch_size=8, save_every=1, eval_every=2, eval_rows=8, plots=False, device="cpu"
 )
@@ -77,7 +77,10 @@ def test_a_sweep_takes_what_sample_takes(succeed, refuse, ldlm, uniform, gpt2, t
     assert succeed(*asked, "learned", "log-snr", "--dry-run")["trajectories"] == 1
     few = ("--temperatures", 0, "--screen-texts", 2, "--texts", 2, "--scorer", gpt2, "--output", tmp_path / "s")
     done = ldlm(*sweep, *few, "--solvers", "dpm++2m", "--grids", "learned", "time")
-    assert "F(t) is t in this model, so the grid learned has the times of time, and is left out" in done.stderr
+    assert (
+        "timesteps are uniform here (F(t) is t), so the grid learned has the times of time, and is left out"
+        in done.stderr
+    )
     screened = json.loads((tmp_path / "s" / "sweep.json").read_text())["screened"]
     assert [(row["solver"], row["grid"]) for row in screened] == [("dpm++2m", "time")]
 
