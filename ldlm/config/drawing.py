@@ -36,7 +36,8 @@ def drawing_config(
 def _of_latents(cls: type, given: Mapping[str, Any], named: str | None, base: Mapping[str, Any]) -> Any:
     _check_owner(_sampler(given), SamplerConfig, "LDLM")
     start = {} if named is None else named_sampler(cls, named)
-    made: Any = from_dict(cls, merge(base, start, given))
+    rest = {key: value for key, value in base.items() if key not in start}  # the sampler of the base is another one
+    made: Any = from_dict(cls, merge(rest, start, given))
     for key, solver in SOLVER_OF.items():
         if key in _sampler(given) and made.sampler.solver != solver:
             _check_changes(made.sampler, key, "solver")

@@ -202,6 +202,14 @@ def test_a_model_can_be_exported_with_the_papers_sampler(run, model, succeed, tm
     assert paper.sample(2) == LDLM.from_pretrained(model).sample(2, sampler="paper", steps=3)
 
 
+def test_the_papers_sampler_keeps_nothing_of_the_sampler_that_a_model_was_exported_with(run, model, succeed, tmp_path):
+    own = ("--sampler", "paper", "--set", "sampler.beta_clip=0.5", "--set", "sampler.temperature=0.7")
+    succeed("export", "--run", run, "--output", tmp_path / "m", *own)
+    chosen = LDLM.from_pretrained(tmp_path / "m")
+    assert (chosen.config.sampler.beta_clip, chosen.config.sampler.temperature) == (0.5, 0.7)
+    assert chosen.sample(2, sampler="paper", steps=3) == LDLM.from_pretrained(model).sample(2, sampler="paper", steps=3)
+
+
 def test_a_local_folder_is_read_without_the_network(model):
     code = """
 import json, socket, sys
