@@ -331,9 +331,13 @@ def _cosine(step: int, config: PretrainConfig) -> float:
 
 
 def _masked(tokens_BL: Tensor, tokenizer: Any, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Inputs and labels for BERT (Devlin, 2018): of 15 % of the tokens, 80 % are masked and 10 % replaced."""
+    """Inputs and labels for BERT (Devlin, 2018): of 15 % of the tokens, 80 % are masked and 10 % replaced.
+
+    At least one token is chosen, since the loss of none is not a number.
+    """
     shape = tuple(tokens_BL.shape)
-    chosen = torch.from_numpy(random.random(shape) < MASK_SHARE)
+    drawn = random.random(shape)
+    chosen = torch.from_numpy((drawn < MASK_SHARE) | (drawn == drawn.min()))
     fate = torch.from_numpy(random.random(shape))
     replacement = torch.from_numpy(random.integers(0, len(tokenizer), shape))
     inputs_BL = torch.where(chosen & (fate < 0.8), tokenizer.mask_token_id, tokens_BL)

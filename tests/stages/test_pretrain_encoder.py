@@ -53,6 +53,11 @@ def test_another_tokenizer_of_the_same_name_is_refused_and_records_without_one_a
     assert pretrain_encoder.run(config, out).complete
 
 
+def test_bert_learns_from_batches_so_small_that_no_token_may_be_drawn_for_masking(untrained, tmp_path):
+    few = replace(untrained, arch="bert", batch_size=1, positions=4, steps=20)  # 4 tokens, none in half of the steps
+    assert 0 < pretrain_encoder.run(few, tmp_path / "bert").manifest["final_loss"] < 10
+
+
 def test_a_tokenizer_without_a_mask_is_none_for_bert_and_the_model_that_is_there_stays(gpt2, untrained, tmp_path):
     made = pretrain_encoder.run(untrained, tmp_path / "out")
     masked = replace(untrained, arch="bert", tokenizer=str(gpt2))
