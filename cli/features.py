@@ -106,13 +106,16 @@ def repair(store: str, as_json: bool, encoder: str | None, device: str) -> None:
 def texts(store: str, as_json: bool, rows: int, clean_up: bool, output: str | None) -> None:
     """Write held-out rows as text, cut and decoded like samples: the --reference of `evaluate` and `sweep`.
 
+    Of a store without held-out rows it writes training rows, and says so.
+
     \b
     Example:
       ldlm features texts features --rows 1000 --output real.jsonl
     """
     from ldlm.stages import features as stage
 
-    written = stage.texts(locate(store), rows, require(output, "--output", "real.jsonl"), clean_up=clean_up)
+    out = require(output, "--output", "real.jsonl")
+    written = stage.texts(locate(store), rows, out, clean_up=clean_up, progress=show.Terminal())
     _show({"output": str(written)}, as_json, lambda: f"{rows:,} texts in {written}")
 
 

@@ -106,14 +106,16 @@ def repair(
     return shards, extract_features.run(made_with, path, progress=progress, loaded=loaded)
 
 
-def texts(path: Location, rows: int, out: Path, *, clean_up: bool = False) -> Path:
+def texts(path: Location, rows: int, out: Path, *, clean_up: bool = False, progress: Progress = SILENT) -> Path:
     """Write held-out rows as text, in the format of `ldlm sample`: real text of the samples' length and kind.
 
-    If the store has no held-out rows they are training rows. A record beside the file says how they were decoded.
-    `InputError` if the store has fewer rows, or the file holds something else.
+    If the store has no held-out rows they are training rows, with a note. A record beside the file says how they were
+    decoded. `InputError` if the store has fewer rows, or the file holds something else.
     """
     found = FeatureStore(path, allow_partial=True)
     split = found.held_out()
+    if split.name == "train":
+        progress.note(f"{path} has no held-out rows, so these are training rows")
     if split.rows < rows:
         raise InputError(f"{path} has {split.rows:,} {split.name} rows and not {rows:,}; give --rows {split.rows}")
     tokens = split.read_tokens(np.arange(rows))

@@ -91,7 +91,25 @@ def _first_documents(config: ExtractConfig) -> Iterator[str]:
 
 def too_short(config: ExtractConfig) -> InputError:
     """The error for a text that fills no row."""
+    if config.validation_docs:
+        return InputError(
+            f"the text that --validation-docs {config.validation_docs} leaves to train on is shorter than one row of "
+            f"{config.seq_len} tokens; hold out fewer documents, give more text or lower --seq-len"
+        )
     return InputError(f"the text is shorter than one row of {config.seq_len} tokens; give more text or lower --seq-len")
+
+
+def held_out_too_short(config: ExtractConfig) -> str:
+    """A note on held-out text that fills no row; earlier versions made such stores, so it is no error."""
+    return (
+        f"the held-out text is shorter than one row of {config.seq_len} tokens, so the store has no held-out rows, and "
+        f"that text is not trained on either; hold out more in another --output"
+    )
+
+
+def holds_out(config: ExtractConfig) -> bool:
+    """Whether text is held out."""
+    return bool(config.validation_docs or config.validation_data or config.validation_split)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

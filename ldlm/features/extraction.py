@@ -131,6 +131,8 @@ class Extraction:
         self.rows: dict[str, int] = {split: self.tokens[split].rows if split in self.tokens else 0 for split in SPLITS}
         if not self.rows["train"]:
             raise corpus.too_short(self.config)
+        if corpus.holds_out(self.config) and not self.rows["validation"]:
+            self.progress.note(corpus.held_out_too_short(self.config))
         return True
 
     def _check_space_ahead(self) -> None:

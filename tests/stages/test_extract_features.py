@@ -31,7 +31,7 @@ from ldlm.features.shards import SPLITS
 from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
 from ldlm.progress import SILENT, Progress, Task
-from ldlm.stages import extract_features
+from ldlm.stages import extract_features, features
 
 LENGTH = 16
 
@@ -319,6 +319,17 @@ def test_states_that_half_precision_can_not_hold_are_refused_and_nothing_is_seal
     assert not (tmp_path / "f" / "manifest.json").exists()
     # A refusal after finished shards keeps them; before, it leaves nothing.
     assert (tmp_path / "f").exists() == any(tmp_path.glob("f/ledger/*"))
+
+
+def test_held_out_text_that_fills_no_row_is_noted_and_its_rows_are_said_to_be_of_training(few, tmp_path, notes):
+    (tmp_path / "held-out.txt").write_text("A letter.\n", encoding="utf-8")
+    config = replace(few, validation_docs=0, validation_data=(str(tmp_path / "held-out.txt"),))
+    made = extract_features.run(config, tmp_path / "f", progress=notes)
+    (line,) = [line for line in notes.lines if "held-out" in line]
+    assert line.startswith(f"the held-out text is shorter than one row of {few.seq_len} tokens, so the store has no")
+    notes.lines.clear()
+    features.texts(made.path, 2, tmp_path / "real.jsonl", progress=notes)
+    assert notes.lines == [f"{made.path} has no held-out rows, so these are training rows"]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -791,7 +802,7 @@ def test_what_an_interrupted_extraction_has_written_needs_no_room_again(
         ({"validation_docs": 24}, "--validation-docs 24 leaves nothing to train on: there are 24 documents"),
         ({"seq_len": 17}, "--seq-len 17 is longer than the 16 positions"),
         ({"layer": -6}, "--layer -6 is out of range"),
-        ({"seq_len": 4000, "kind": "embedding"}, "the text is shorter than one row of 4000 tokens"),
+        ({"seq_len": 4000, "kind": "embedding"}, "leaves to train on is shorter than one row of 4000 tokens"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused_and_leave_nothing(few, tmp_path, changes, message):

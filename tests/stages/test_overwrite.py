@@ -151,7 +151,12 @@ def extracted(sealed, few, tmp_path):
         ("t.txt", "\n \n", (), "holds no text"),
         ("t.txt", "A letter.\n", (), "the text is shorter than one row of 16 tokens"),
         ("t.txt", "A letter.\n" * 20, ("--validation-docs", 20), "--validation-docs 20 leaves nothing to train on"),
-        ("t.txt", "A letter.\n" * 20, ("--validation-docs", 19), "the text is shorter than one row of 16 tokens"),
+        (
+            "t.txt",
+            "A letter.\n" * 20,
+            ("--validation-docs", 19),
+            "the text that --validation-docs 19 leaves to train on is shorter than one row of 16 t",
+        ),
         ("t.txt", "An answer\0 before dawn.\n" * 20, (), "holds a NUL byte"),
     ],
     ids=["no such field", "no such column", "blank", "short", "all held out", "most held out", "NUL"],
