@@ -7,12 +7,13 @@ mkdir -p example && cd example
 common="--device cpu"
 
 sh "$split" "$novels"
-ldlm pretrain-encoder --data train.txt --vocab-size 24576 --positions 64 --steps 2000 --init width --output encoder $common
+ldlm pretrain-encoder --data train.txt --vocab-size 16384 --positions 64 --steps 2000 --init width --output encoder $common
 ldlm pretrain-encoder --data scorer.txt --vocab-size 4096 --positions 64 --steps 1500 --output scorer $common
 ldlm extract-features --encoder encoder --data train.txt --validation-data held-out.txt --seq-len 64 \
     --output features $common
-ldlm train --features features --preset tiny --steps 8000 --set recipe.sigma_dec=1.0 --set recipe.warmup_steps=3200 \
-    --set timesteps.refresh_steps=250 --set optimizer.lr=0.004 --set optimizer.lr_warmup_steps=100 --output run $common
+ldlm train --features features --preset tiny --steps 10000 --set recipe.sigma_dec=1.0 --set recipe.warmup_steps=4000 \
+    --set timesteps.refresh_steps=250 --set optimizer.kind=muon --set optimizer.lr=0.006 --set optimizer.lr_warmup_steps=200 \
+    --set model.denoiser.layers=4 --set model.denoiser.width=192 --set model.denoiser.heads=6 --output run $common
 ldlm features texts features --rows 1000 --output real.jsonl
 
 # 63 tokens: at its 64th, where all rows that it was trained on end, the scorer expects nothing else.
