@@ -84,8 +84,10 @@ def read(path: Path, column: str = "text") -> Texts:
 def read_all(paths: Sequence[Path], column: str, named: Sequence[str], note: Callable[[str], None]) -> list[Texts]:
     """Read the texts of files that stand side by side, each `described`; notes say what may surprise in how.
 
-    A file without the field or column is read by its `text`, if another has it.
+    A file without the field or column is read by its `text`, if another has it. `InputError` for a table of values.
     """
+    for path in paths:
+        textfiles.check_no_table(path, column)
     chosen = _columns(paths, column)
     for path, its in chosen.items():
         if its != column:

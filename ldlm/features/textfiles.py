@@ -133,6 +133,21 @@ def remarks(paths: Iterable[str | Path], column: str) -> Iterator[str]:
                 )
 
 
+def check_no_table(path: Path, column: str) -> None:
+    """`InputError` for a table of values with the column, or with `text`, whose lines are no texts."""
+    if is_stream(path) or ending(path) not in TABLES:
+        return
+    with opened(path) as source:
+        header = next(formats.lines(source), "") if source.kind == "plain" else ""
+    mark = "\t" if ending(path) == ".tsv" else ","
+    names = [name.strip().strip('"') for name in header.split(mark)]
+    if found := next((name for name in (column, "text") if name in names), None):
+        raise InputError(
+            f"{path} is a table with a column {found!r}, and not lines of text; to read that column: "
+            f"{_as_parquet(path)}"
+        )
+
+
 def _as_parquet(path: Path) -> str:
     """The command that makes a table of values a parquet file."""
     how = f'delimiter="{TABLES[ending(path)]}", newlines_in_values=True'
