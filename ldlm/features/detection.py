@@ -25,6 +25,7 @@ HEAD = 2**16  # bytes from which a format is detected
 STANDARD_INPUT = Path("-")
 JSON_NAMES = (".json", ".jsonl", ".ndjson", ".jsonlines")
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+NAMES = (*JSON_NAMES[1:], ".parquet", ".txt")  # of text; not .json, in which the records beside samples also end
 
 Kind = Literal["plain", "json lines", "json array", "parquet"]
 
@@ -268,7 +269,14 @@ def check_exists(path: Path) -> None:
     if not path.exists():
         raise InputError(f"there is no file {path}")
     if path.is_dir():
-        raise InputError(f"{path} is a folder; give the text files in it, for example {path}/*.txt")
+        inside = sorted(one for one in path.iterdir() if ending(one) in NAMES)
+        shown = f", for example {path}/*{''.join(_suffixes(inside[0]))}" if inside else ""
+        raise InputError(f"{path} is a folder; give the text files in it{shown}")
+
+
+def _suffixes(path: Path) -> list[str]:
+    """The suffix of a file's name, after which that of a compression may follow."""
+    return path.suffixes[-2:] if path.suffix.lower() in COMPRESSED else [path.suffix]
 
 
 def unpacked(path: Path, compressed: bool) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from ldlm.errors import InputError
 from ldlm.features import digests, formats
 from ldlm.features.detection import (
     JSON_NAMES,
+    NAMES,
     STANDARD_INPUT,
     Span,
     check_exists,
@@ -26,9 +27,6 @@ from ldlm.features.documents import not_blank
 from ldlm.features.formats import Row, as_they_stand
 from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
-
-NAMES = (*JSON_NAMES[1:], ".parquet", ".txt")  # of text; not .json, in which the records beside samples also end
-
 
 TABLES = {".csv": ",", ".tsv": r"\t"}  # names of tables of values, with what divides them
 

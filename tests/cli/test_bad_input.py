@@ -117,6 +117,17 @@ def test_a_folder_is_no_text(extract, refuse, tmp_path, gpt2):
     assert str(folder) in refuse("pretrain-encoder", "--data", folder, "--output", tmp_path / "outputs" / "out")
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet", ".txt", ".jsonl.gz", None])
+def test_a_folder_is_answered_with_the_ending_of_files_that_are_there(refuse, tmp_path, gpt2, ending):
+    folder = tmp_path / "draws.v1"
+    folder.mkdir()
+    for name in ("seed-1.5" + (ending or ".jsonl.meta.json"), "a.png"):
+        (folder / name).touch()
+    line = refuse("evaluate", folder, "--scorer", gpt2, "--max-tokens", 16)
+    example = f", for example {folder}/*{ending}" if ending else ""
+    assert line == f"{folder} is a folder; give the text files in it{example}"
+
+
 def test_held_out_text_that_can_not_be_read_leaves_nothing_either(extract, corpus, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     assert "empty.txt holds no text" in extract("--data", corpus, "--validation-data", tmp_path / "empty.txt")
