@@ -186,13 +186,23 @@ def _begin(
 
 
 def check(
-    path: Location, kind: str, config: Any, inputs: Mapping[str, Any], *, reads: Sequence[str | Path] = ()
+    path: Location,
+    kind: str,
+    config: Any,
+    inputs: Mapping[str, Any],
+    *,
+    reads: Sequence[str | Path] = (),
+    instead: str | None = None,
 ) -> None:
-    """`InputError` where `begin` would refuse what is there, for stages that have more to do before they begin."""
+    """`InputError` where `begin` would refuse what is there, for stages that have more to do before they begin.
+
+    `instead` is the remedy for an output made with other settings, if the user can't choose another.
+    """
     check_output_folder(path, NAMED_BY.get(kind, "--output"))
-    found = _open_to(path, kind, False, reads, _instead(kind))
+    instead = instead or _instead(kind)
+    found = _open_to(path, kind, False, reads, instead)
     if found is not None and not (_is_emptied(found) or _is_barely_begun(path)):
-        _check_same(path, found, config, inputs, _instead(kind))
+        _check_same(path, found, config, inputs, instead)
 
 
 def check_overwrite(path: Location, kind: str, reads: Sequence[str | Path]) -> None:
