@@ -199,6 +199,8 @@ def as_input_error(place: Callable[[], str]) -> Iterator[None]:
 
 _OBJECT = re.compile(rb'(?:\{\s*\}\s*)*\{\s*"(?:[^"\\]|\\.)*"\s*:')
 _ARRAY = re.compile(rb'\[\s*(?:\{\s*["}]|"(?:[^"\\]|\\.)*(?:"\s*[,\]]|\Z))')
+# A first line of token ids alone; of a long one only the beginning is there.
+_IDS = re.compile(rb"\[[ \t]*\d+(?:[ \t]*,[ \t]*\d+)+[ \t]*(?:\][ \t\r]*(?:\n|\Z)|,?[ \t]*\Z)")
 
 
 def _kind(path: Path, head: bytes, compressed: bool) -> Kind:
@@ -211,7 +213,8 @@ def _kind(path: Path, head: bytes, compressed: bool) -> Kind:
     _check_encoding(path, head, compressed)
     if _ARRAY.match(start) or (suffix == ".json" and start.startswith(b"[")):
         return "json array"
-    return "json lines" if _OBJECT.match(start) or suffix in JSON_NAMES else "plain"
+    is_json = _OBJECT.match(start) or _IDS.match(start) or suffix in JSON_NAMES
+    return "json lines" if is_json else "plain"
 
 
 _MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"} | {

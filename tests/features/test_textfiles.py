@@ -133,7 +133,18 @@ def test_every_encoding_and_dictionary_of_strings_in_parquet_is_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text_", ["[Music] la la", "[1] See below.", "{ a set }", "[", "{}", "PAR1 is a protein.", '"Yes."']
+    "text_",
+    [
+        "[Music] la la",
+        "[1] See below.",
+        "[1, 2] as above",
+        "[7]",
+        "{ a set }",
+        "[",
+        "{}",
+        "PAR1 is a protein.",
+        '"Yes."',
+    ],
 )
 def test_prose_that_begins_like_json_is_prose(tmp_path, text_):
     (tmp_path / "a.txt").write_text(f"{text_}\nmore\n")
@@ -349,7 +360,19 @@ UNREADABLE = {
         parquet_of([[[5, 6]]], ["text"]),
         "column 'text' holds token ids; decode them with their tokenizer",
     ),
-    "list.jsonl": (b"[1]\n", """line 1 has no text in 'text' (fields: none); write each text as {"text": "…"}"""),
+    "list.jsonl": (b"[[]]\n", """line 1 has no text in 'text' (fields: none); write each text as {"text": "…"}"""),
+    "one id.jsonl": (
+        b"[1]\n",
+        "line 1 holds [1], which are token ids; decode them with their tokenizer, special tokens",
+    ),
+    "bare ids.jsonl": (b"[5, 6]\n[7]\n", "line 1 holds [5, 6], which are token ids; decode them with their tokenizer"),
+    "bare ids.txt": (b"[5,6]\n[7]\n", "line 1 holds [5, 6], which are token ids; decode them with their tokenizer"),
+    "bare ids": (b"[1" + b", 11" * 2**16 + b"]\n", "which are token ids; decode them with their tokenizer"),
+    "bare ids.json": (
+        b"[[5, 6], [7]]",
+        "element 1 holds [5, 6], which are token ids; decode them with their tokenizer",
+    ),
+    "one text's ids.json": (b"[5, 6]\n", "element 1 holds 5, as token ids do; decode them with their tokenizer"),
     "list.json": (b'[["x"]]', "element 1 has no text in 'text' (fields: none); write each text as"),
     "no object.txt": (b'{}\n{"text": "x"}\n', "line 1 has no text in 'text' (fields: none)"),
     "twice.parquet": (parquet_of([["x"], ["y"]], ["text", "text"]), "has 2 columns 'text'; rename one"),
