@@ -97,7 +97,7 @@ def test_texts_that_can_not_be_read_are_named_by_evaluate(refuse, bad_file, gpt2
         ('{"text": "café"}\n'.encode("latin1"), "line 1 is not UTF-8 (byte 0xe9); convert it"),
         (b'{"text": "a"}\n{"text"\n', "line 2 is not JSON"),
         (b'{"text": "a"}\n{"body": "a"}\n', "line 2 has no text in 'text' (fields: body); set --text-column"),
-        (b"[1]\n", "line 1 has no text in 'text' (fields: none)"),
+        (b"[1]\n", "line 1 holds [1], which are token ids"),
     ],
 )
 def test_json_lines_that_can_not_be_evaluated_are_named(refuse, tmp_path, gpt2, content, message):
