@@ -89,9 +89,10 @@ def _counted(texts: int) -> str:
 
 def _how(config: AnySampleConfig, result: dict[str, Any]) -> str:
     """A phrase that says how the texts were drawn."""
+    steps = "1 step" if config.sampler.steps == 1 else f"{config.sampler.steps} steps"
     if "decoder" in result:
-        return f"{config.sampler.steps} steps each, decoder {result['decoder']}"
-    said = f"sampler {result['config']['sampler']['name']} of {result['method']}, {config.sampler.steps} steps each"
+        return f"{steps} each, decoder {result['decoder']}"
+    said = f"sampler {result['config']['sampler']['name']} of {result['method']}, {steps} each"
     if "evaluations_per_text" in result:
         rows = "1 row" if result["rows"] == 1 else f"{result['rows']:,} rows"
         said += f", {rows} and {result['evaluations_per_text']:.1f} evaluations of the network"

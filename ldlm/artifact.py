@@ -186,13 +186,23 @@ def _begin(
 
 
 def check(
-    path: Location, kind: str, config: Any, inputs: Mapping[str, Any], *, reads: Sequence[str | Path] = ()
+    path: Location,
+    kind: str,
+    config: Any,
+    inputs: Mapping[str, Any],
+    *,
+    reads: Sequence[str | Path] = (),
+    instead: str | None = None,
 ) -> None:
-    """`InputError` where `begin` would refuse what is there, for stages that have more to do before they begin."""
+    """`InputError` where `begin` would refuse what is there, for stages that have more to do before they begin.
+
+    `instead` is the remedy for an output made with other settings, if the user can't choose another.
+    """
     check_output_folder(path, NAMED_BY.get(kind, "--output"))
-    found = _open_to(path, kind, False, reads, _instead(kind))
+    instead = instead or _instead(kind)
+    found = _open_to(path, kind, False, reads, instead)
     if found is not None and not (_is_emptied(found) or _is_barely_begun(path)):
-        _check_same(path, found, config, inputs, _instead(kind))
+        _check_same(path, found, config, inputs, instead)
 
 
 def check_overwrite(path: Location, kind: str, reads: Sequence[str | Path]) -> None:
@@ -216,8 +226,10 @@ def _open_to(
     found = _found(path)
     if found is not None and (overwrite or _is_emptied(found)):
         _guard(path, found, kind, reads)
-    elif found is not None and "kind" not in found:
-        raise InputError(f"{path} is not empty and not made by ldlm; {instead}")
+    elif found == {} and _is_known(path, kind):
+        raise InputError(f"{path} is {article(kind)} {_lacking(path)}; restore that from a copy, {instead}")
+    elif found == {}:
+        raise _foreign(path, place)
     elif found is not None and found["kind"] != kind:
         raise InputError(f"{path} holds {article(found['kind'])}; choose another {place}")
     return found
@@ -242,9 +254,8 @@ def open_artifact(path: Location, kind: str, *, complete: bool = True) -> Artifa
     found = _found(path)
     if found is None or found.get("kind") != kind:
         if found == {} and _is_known(path, kind):
-            how = "with a damaged" if (path / "artifact.json").is_file() else "without its"
             raise InputError(
-                f"{path} is {article(kind)} {how} artifact.json, which says what it is made of; restore that "
+                f"{path} is {article(kind)} {_lacking(path)}, which says what it is made of; restore that "
                 f"from a copy, or make it anew: `{MADE_BY[kind]} … --overwrite`"
             )
         what = article(found["kind"]) if found else "something that ldlm did not make"
@@ -280,8 +291,20 @@ def _record(path: Location) -> dict[str, Any]:
 
 def _is_known(path: Location, kind: str) -> bool:
     """Whether a folder whose record names no kind is of this one, by its manifest or a feature store's description."""
-    manifest = files.load_digested(files.content(path / "manifest.json") or b"") or {}
-    return manifest.get("kind") == kind or (kind == "features" and (path / DESCRIPTION).is_file())
+    manifest, described = (
+        files.load_digested(files.content(path / name) or b"") for name in ("manifest.json", DESCRIPTION)
+    )
+    return (manifest or {}).get("kind") == kind or (kind == "features" and described is not None)
+
+
+def _lacking(path: Location) -> str:
+    """A phrase that says what is wrong with the record of a folder whose record names no kind."""
+    return f"{'with a damaged' if (path / 'artifact.json').is_file() else 'without its'} artifact.json"
+
+
+def _foreign(path: Location, place: str) -> InputError:
+    """The error for a folder of somebody else's files, which --overwrite does not delete either."""
+    return InputError(f"{path} is not empty and not made by ldlm; choose another {place}, or empty it yourself")
 
 
 def _is_empty(path: Path) -> bool:
@@ -356,7 +379,7 @@ def schema(path: Location) -> int | None:
 
 
 def _guard(path: Location, found: Mapping[str, Any], kind: str, reads: Sequence[str | Path]) -> None:
-    """`InputError` when --overwrite would delete the user's folders, another kind of artefact or an input."""
+    """`InputError` when --overwrite would delete files of the user's, another kind of artefact or an input."""
     resolved = path.resolve() if isinstance(path, Path) else None
     if resolved in (Path.home(), Path.cwd(), *Path.cwd().parents):
         raise InputError(f"--overwrite would delete {resolved}; choose a folder of its own for the output")
@@ -368,3 +391,5 @@ def _guard(path: Location, found: Mapping[str, Any], kind: str, reads: Sequence[
     for read in map(Path, reads):
         if resolved is not None and read.resolve().is_relative_to(resolved):
             raise InputError(f"--overwrite would delete {read}, which is to be read; choose another --output")
+    if "kind" not in found and not _is_known(path, kind):
+        raise _foreign(path, NAMED_BY.get(kind, "--output"))

@@ -67,21 +67,26 @@ def check_all(
     _rows(config, store)
     for path in run_paths:
         if not unbounded(path):
-            _check_run(config, path, store, out, overwrite)
+            _check_run(config, path, store, out, overwrite, "add --overwrite" if len(run_paths) > 1 else None)
     for name in causal:
         _scorer(name, store, cpu)
 
 
 def _check_run(
-    config: LikelihoodConfig, run_path: Path, store: FeatureStore, out: Path | None, overwrite: bool
+    config: LikelihoodConfig,
+    run_path: Path,
+    store: FeatureStore,
+    out: Path | None,
+    overwrite: bool,
+    instead: str | None,
 ) -> None:
-    """`InputError` as of `check_all`, for one run, which is in memory until this returns."""
+    """`InputError` as of `check_all`, for one run, which is in memory until this returns; `instead` as of `check`."""
     subject = bounded.opened(config, run_path, store, torch.device("cpu"))
     made = _result(config, subject, store, out, overwrite)
     if overwrite:
         artifact.check_overwrite(made["path"], made["kind"], made["reads"])
     else:
-        artifact.check(**made)
+        artifact.check(**made, instead=instead)
     if overwrite or not is_complete(made["path"]):
         subject.check_states(store)
 

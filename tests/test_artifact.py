@@ -101,7 +101,7 @@ def test_what_begin_would_refuse_is_refused_by_a_check_which_changes_nothing(tmp
         checked = said(lambda: artifact.check(out, "run", CONFIG, {}, reads=reads))
     assert content(tmp_path) == before
     assert checked == said(lambda: begin(out, "run", CONFIG, {}, overwrite=overwrite, reads=reads))
-    accepted = ["nothing", "the same", *(["photos", "a seed"] if overwrite else ["what is read"])]
+    accepted = ["nothing", "the same", *(["a seed"] if overwrite else ["what is read"])]
     assert (checked is None) == (there in accepted)
 
 
@@ -136,13 +136,31 @@ def test_what_can_not_be_recorded_deletes_nothing(tmp_path):
     assert content(tmp_path) == before
 
 
-def test_foreign_content_is_refused_without_overwrite(tmp_path):
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["photo.jpg", "manifest.json", "store.json", "config.yaml"])
+def test_foreign_content_is_refused_and_overwrite_is_no_remedy(tmp_path, name, overwrite):
     out = tmp_path / "holiday"
     out.mkdir()
-    (out / "photo.jpg").write_bytes(b"irreplaceable")
-    with pytest.raises(InputError, match="not empty and not made by ldlm"):
+    (out / name).write_bytes(b"{}")
+    for kind, option in (("run", "--output"), ("features", "--output"), ("decoder", "--name")):
+        with pytest.raises(InputError) as error:
+            begin(out, kind, CONFIG, {}, overwrite=overwrite)
+        line = f"{out} is not empty and not made by ldlm; choose another {option}, or empty it yourself"
+        assert str(error.value) == line
+        assert content(out) == {name: b"{}"}
+
+
+def test_an_output_that_lacks_only_its_record_is_known_and_can_be_overwritten(tmp_path):
+    out = tmp_path / "run"
+    begin(out, "run", CONFIG, {}).finish()
+    (out / "artifact.json").unlink()
+    with pytest.raises(InputError) as error:
         begin(out, "run", CONFIG, {})
-    assert content(out) == {"photo.jpg": b"irreplaceable"}
+    line = f"{out} is a training run without its artifact.json; restore that from a copy, choose another --output, or"
+    assert str(error.value) == f"{line} add --overwrite"
+    with pytest.raises(InputError, match="not empty and not made by ldlm"):
+        begin(out, "features", CONFIG, {}, overwrite=True)
+    assert begin(out, "run", CONFIG, {}, overwrite=True).state == "new"
 
 
 def test_another_kind_is_refused_by_name(tmp_path):

@@ -15,6 +15,7 @@ from ldlm.config import differences
 from ldlm.errors import InputError
 from ldlm.evaluation.boundaries import Boundaries
 from ldlm.features import textfiles
+from ldlm.features.detection import NAMES
 from ldlm.features.documents import Part
 
 if TYPE_CHECKING:  # it imports torch, and `pages` reads sets of texts without torch
@@ -84,8 +85,10 @@ def read(path: Path, column: str = "text") -> Texts:
 def read_all(paths: Sequence[Path], column: str, named: Sequence[str], note: Callable[[str], None]) -> list[Texts]:
     """Read the texts of files that stand side by side, each `described`; notes say what may surprise in how.
 
-    A file without the field or column is read by its `text`, if another has it.
+    A file without the field or column is read by its `text`, if another has it. `InputError` for a table of values.
     """
+    for path in paths:
+        textfiles.check_no_table(path, column)
     chosen = _columns(paths, column)
     for path, its in chosen.items():
         if its != column:
@@ -151,7 +154,7 @@ def in_folders(paths: Iterable[Path], reference: Path | None = None) -> list[Pat
         inside = sorted(filter(textfiles.is_named_text, path.iterdir())) if path.is_dir() else [path]
         inside = [one for one in inside if one.resolve() != real]
         if not inside:
-            raise InputError(f"{path} holds no {', '.join(textfiles.NAMES[:-1])} or {textfiles.NAMES[-1]} file")
+            raise InputError(f"{path} holds no {', '.join(NAMES[:-1])} or {NAMES[-1]} file")
         found += inside
     return found
 

@@ -25,6 +25,7 @@ HEAD = 2**16  # bytes from which a format is detected
 STANDARD_INPUT = Path("-")
 JSON_NAMES = (".json", ".jsonl", ".ndjson", ".jsonlines")
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+NAMES = (*JSON_NAMES[1:], ".parquet", ".txt")  # of text; not .json, in which the records beside samples also end
 
 Kind = Literal["plain", "json lines", "json array", "parquet"]
 
@@ -198,6 +199,8 @@ def as_input_error(place: Callable[[], str]) -> Iterator[None]:
 
 _OBJECT = re.compile(rb'(?:\{\s*\}\s*)*\{\s*"(?:[^"\\]|\\.)*"\s*:')
 _ARRAY = re.compile(rb'\[\s*(?:\{\s*["}]|"(?:[^"\\]|\\.)*(?:"\s*[,\]]|\Z))')
+# A first line of token ids alone; of a long one only the beginning is there.
+_IDS = re.compile(rb"\[[ \t]*\d+(?:[ \t]*,[ \t]*\d+)+[ \t]*(?:\][ \t\r]*(?:\n|\Z)|,?[ \t]*\Z)")
 
 
 def _kind(path: Path, head: bytes, compressed: bool) -> Kind:
@@ -210,7 +213,8 @@ def _kind(path: Path, head: bytes, compressed: bool) -> Kind:
     _check_encoding(path, head, compressed)
     if _ARRAY.match(start) or (suffix == ".json" and start.startswith(b"[")):
         return "json array"
-    return "json lines" if _OBJECT.match(start) or suffix in JSON_NAMES else "plain"
+    is_json = _OBJECT.match(start) or _IDS.match(start) or suffix in JSON_NAMES
+    return "json lines" if is_json else "plain"
 
 
 _MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"} | {
@@ -268,7 +272,14 @@ def check_exists(path: Path) -> None:
     if not path.exists():
         raise InputError(f"there is no file {path}")
     if path.is_dir():
-        raise InputError(f"{path} is a folder; give the text files in it, for example {path}/*.txt")
+        inside = sorted(one for one in path.iterdir() if ending(one) in NAMES)
+        shown = f", for example {path}/*{''.join(_suffixes(inside[0]))}" if inside else ""
+        raise InputError(f"{path} is a folder; give the text files in it{shown}")
+
+
+def _suffixes(path: Path) -> list[str]:
+    """The suffix of a file's name, after which that of a compression may follow."""
+    return path.suffixes[-2:] if path.suffix.lower() in COMPRESSED else [path.suffix]
 
 
 def unpacked(path: Path, compressed: bool) -> tuple[str, str]:

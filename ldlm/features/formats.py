@@ -195,7 +195,7 @@ def row(source: OpenFile, value: Any, column: str, place: str | Place) -> Row:
     fields = value if isinstance(value, dict) else {}
     text = fields.get(column, value)
     if not (isinstance(text, str) or (text is None and (column in fields or value is None))):
-        raise InputError(f"{place} {_no_text(source, fields, column)}{_or_plain(source)}")
+        raise InputError(f"{place} {_no_text(source, value, column)}{_or_plain(source)}")
     check_whole(text or "", place)
     return Row(text, fields)
 
@@ -203,8 +203,13 @@ def row(source: OpenFile, value: Any, column: str, place: str | Place) -> Row:
 TO_DECODE = 'decode them with their tokenizer, special tokens kept, and write {"text": …, "tokens": …}'
 
 
-def _no_text(source: OpenFile, fields: Mapping[str, Any], column: str) -> str:
-    """The complaint about an object without text in a field, with the remedy."""
+def _no_text(source: OpenFile, row: Any, column: str) -> str:
+    """The complaint about an object without text in a field, or another value that is no text, with the remedy."""
+    if _all(int, row):
+        return f"holds {reprlib.repr(row)}, which are token ids; {TO_DECODE}"
+    if type(row) is int and source.kind == "json array":  # which may be the ids of one text
+        return f"holds {row}, as token ids do; {TO_DECODE}"
+    fields: Mapping[str, Any] = row if isinstance(row, dict) else {}
     found = f"(fields: {', '.join(fields) if fields else 'none'})"
     other = any(isinstance(value, str) for value in fields.values())
     if column in fields:

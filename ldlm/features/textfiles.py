@@ -15,6 +15,7 @@ from ldlm.errors import InputError
 from ldlm.features import digests, formats
 from ldlm.features.detection import (
     JSON_NAMES,
+    NAMES,
     STANDARD_INPUT,
     Span,
     check_exists,
@@ -26,9 +27,6 @@ from ldlm.features.documents import not_blank
 from ldlm.features.formats import Row, as_they_stand
 from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
-
-NAMES = (*JSON_NAMES[1:], ".parquet", ".txt")  # of text; not .json, in which the records beside samples also end
-
 
 TABLES = {".csv": ",", ".tsv": r"\t"}  # names of tables of values, with what divides them
 
@@ -131,6 +129,21 @@ def remarks(paths: Iterable[str | Path], column: str) -> Iterator[str]:
                     f"{path} is read as lines of text, its header and marks included; to read one of its columns: "
                     f"{_as_parquet(path)}"
                 )
+
+
+def check_no_table(path: Path, column: str) -> None:
+    """`InputError` for a table of values with the column, or with `text`, whose lines are no texts."""
+    if is_stream(path) or ending(path) not in TABLES:
+        return
+    with opened(path) as source:
+        header = next(formats.lines(source), "") if source.kind == "plain" else ""
+    mark = "\t" if ending(path) == ".tsv" else ","
+    names = [name.strip().strip('"') for name in header.split(mark)]
+    if found := next((name for name in (column, "text") if name in names), None):
+        raise InputError(
+            f"{path} is a table with a column {found!r}, and not lines of text; to read that column: "
+            f"{_as_parquet(path)}"
+        )
 
 
 def _as_parquet(path: Path) -> str:

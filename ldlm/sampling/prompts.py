@@ -129,6 +129,7 @@ def given(config: PromptConfig) -> tuple[str, ...]:
 
 def _of_file(path: Path, column: str) -> tuple[str, ...]:
     """The prompts of a file; a blank one is refused, since it would shift those after it against their texts."""
+    textfiles.check_no_table(path, column)
     found, held = list[str](), list[str]()
     for text in _rows(path, column):
         if not held and not (text or "").strip():

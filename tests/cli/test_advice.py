@@ -57,7 +57,10 @@ ADVICE = {
     "no steps at all": (f"{SAMPLE} --num-samples 0", r"must be at least (\d+)", r"--num-samples \1"),
     "a folder for a file": (f"{SAMPLE} --output {{here}}", r"is a folder; .*, for example (\S+)$", r"--output \1"),
     "a file of others": (f"{SAMPLE} --output {{corpus_copy}}", r"or add (--overwrite)", r"\1"),
-    "a folder of others": (f"{TRAIN} --output {{foreign}}", r"or (add) (--overwrite)$", r"\2"),
+    "a folder of others": (f"{TRAIN} --output {{foreign}}", r"choose another (--output), or", r"\1 {out}"),
+    "overwriting a folder of others": (
+        f"{TRAIN} --output {{foreign}} --overwrite", r"choose another (--output), or", r"\1 {out}",
+    ),
     "a folder of another kind": (f"{EXTRACT} --output {{run_copy}}", r"choose another (--output)$", r"\1 {out}"),
     "overwriting another kind": (
         f"{EXTRACT} --output {{run_copy}} --overwrite", r"choose another (--output)$", r"\1 {out}",

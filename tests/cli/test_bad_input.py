@@ -97,7 +97,7 @@ def test_texts_that_can_not_be_read_are_named_by_evaluate(refuse, bad_file, gpt2
         ('{"text": "café"}\n'.encode("latin1"), "line 1 is not UTF-8 (byte 0xe9); convert it"),
         (b'{"text": "a"}\n{"text"\n', "line 2 is not JSON"),
         (b'{"text": "a"}\n{"body": "a"}\n', "line 2 has no text in 'text' (fields: body); set --text-column"),
-        (b"[1]\n", "line 1 has no text in 'text' (fields: none)"),
+        (b"[1]\n", "line 1 holds [1], which are token ids"),
     ],
 )
 def test_json_lines_that_can_not_be_evaluated_are_named(refuse, tmp_path, gpt2, content, message):
@@ -115,6 +115,17 @@ def test_a_folder_is_no_text(extract, refuse, tmp_path, gpt2):
     assert "is a folder" in extract("--data", folder)
     assert "is a folder" in refuse("evaluate", folder, "--scorer", gpt2, "--max-tokens", 16)
     assert str(folder) in refuse("pretrain-encoder", "--data", folder, "--output", tmp_path / "outputs" / "out")
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet", ".txt", ".jsonl.gz", None])
+def test_a_folder_is_answered_with_the_ending_of_files_that_are_there(refuse, tmp_path, gpt2, ending):
+    folder = tmp_path / "draws.v1"
+    folder.mkdir()
+    for name in ("seed-1.5" + (ending or ".jsonl.meta.json"), "a.png"):
+        (folder / name).touch()
+    line = refuse("evaluate", folder, "--scorer", gpt2, "--max-tokens", 16)
+    example = f", for example {folder}/*{ending}" if ending else ""
+    assert line == f"{folder} is a folder; give the text files in it{example}"
 
 
 def test_held_out_text_that_can_not_be_read_leaves_nothing_either(extract, corpus, tmp_path):

@@ -14,6 +14,7 @@ import sys
 import tarfile
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ldlm.config import EvaluateConfig, ExtractConfig, PretrainConfig, QuickstartConfig
+from ldlm.config import EvaluateConfig, ExtractConfig, PretrainConfig, PromptConfig, QuickstartConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
 from ldlm.features import detection, formats, text, textfiles
 from ldlm.features.textfiles import file_documents
+from ldlm.sampling import prompts
 from ldlm.stages import evaluate, extract_features, pretrain_encoder, quickstart
 
 DOCUMENTS = [
@@ -131,7 +133,18 @@ def test_every_encoding_and_dictionary_of_strings_in_parquet_is_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text_", ["[Music] la la", "[1] See below.", "{ a set }", "[", "{}", "PAR1 is a protein.", '"Yes."']
+    "text_",
+    [
+        "[Music] la la",
+        "[1] See below.",
+        "[1, 2] as above",
+        "[7]",
+        "{ a set }",
+        "[",
+        "{}",
+        "PAR1 is a protein.",
+        '"Yes."',
+    ],
 )
 def test_prose_that_begins_like_json_is_prose(tmp_path, text_):
     (tmp_path / "a.txt").write_text(f"{text_}\nmore\n")
@@ -184,18 +197,32 @@ def test_a_list_beside_a_text_is_not_taken_for_the_texts(tmp_path, column):
         read(tmp_path / "b.jsonl", "tags")
 
 
-def test_a_table_of_values_is_said_and_its_columns_can_be_had(tmp_path, notes, gpt2):
+def test_a_table_of_values_is_refused_and_its_column_can_be_had(tmp_path, gpt2, refuse):
     (tmp_path / "a.csv").write_text('id,text\n1,"rain, and\nsun"\n2,a letter\n')
-    (tmp_path / "a.tsv").write_text("id\ttext\n1\train\n")
+    (tmp_path / "a.tsv").write_text('"id"\t"text"\n1\train\n')
+    (tmp_path / "a.txt").write_text("id,text\n1,rain\n")
     config = EvaluateConfig(scorer=str(gpt2), resamples=10, device="cpu")
     for name, texts in (("a.csv", ["rain, and\nsun", "a letter"]), ("a.tsv", ["rain"])):
-        evaluate.run(config, [tmp_path / name], progress=notes)
-        (said,) = (line for line in notes.lines if f"{name} is read as lines of text, its header and marks" in line)
-        command = said.partition("of its columns: ")[2]
+        line = refuse("evaluate", tmp_path / name, "--scorer", gpt2, "--max-tokens", 16)
+        said, _, command = line.partition("; to read that column: ")
+        assert said == f"{tmp_path / name} is a table with a column 'text', and not lines of text"
         subprocess.run(command.replace("python", sys.executable, 1), shell=True, cwd=tmp_path, check=True)
         assert read(tmp_path / "a.parquet") == texts
-        notes.lines.clear()
+        with pytest.raises(InputError, match="is a table with a column 'text'"):
+            evaluate.run(config, [tmp_path / "a.txt"], reference=tmp_path / name)
+        with pytest.raises(InputError, match="is a table with a column 'text'"):
+            prompts.given(PromptConfig(prompts=str(tmp_path / name)))
+    with pytest.raises(InputError, match="is a table with a column 'id'"):
+        evaluate.run(replace(config, text_column="id"), [tmp_path / "a.csv"])
+    assert len(evaluate.run(config, [tmp_path / "a.txt"])) == 1
+
+
+def test_a_table_of_values_without_the_column_is_said(tmp_path, notes, gpt2):
+    (tmp_path / "a.csv").write_text("id,body\n1,a letter\n")
+    evaluate.run(EvaluateConfig(scorer=str(gpt2), resamples=10, device="cpu"), [tmp_path / "a.csv"], progress=notes)
+    assert any("a.csv is read as lines of text, its header and marks" in line for line in notes.lines)
     (tmp_path / "b.csv").write_text('{"text": "rain"}\n')
+    textfiles.check_no_table(tmp_path / "b.csv", "text")
     (said,) = textfiles.remarks([tmp_path / "b.csv"], "text")
     assert "holds JSON" in said
 
@@ -333,7 +360,19 @@ UNREADABLE = {
         parquet_of([[[5, 6]]], ["text"]),
         "column 'text' holds token ids; decode them with their tokenizer",
     ),
-    "list.jsonl": (b"[1]\n", """line 1 has no text in 'text' (fields: none); write each text as {"text": "…"}"""),
+    "list.jsonl": (b"[[]]\n", """line 1 has no text in 'text' (fields: none); write each text as {"text": "…"}"""),
+    "one id.jsonl": (
+        b"[1]\n",
+        "line 1 holds [1], which are token ids; decode them with their tokenizer, special tokens",
+    ),
+    "bare ids.jsonl": (b"[5, 6]\n[7]\n", "line 1 holds [5, 6], which are token ids; decode them with their tokenizer"),
+    "bare ids.txt": (b"[5,6]\n[7]\n", "line 1 holds [5, 6], which are token ids; decode them with their tokenizer"),
+    "bare ids": (b"[1" + b", 11" * 2**16 + b"]\n", "which are token ids; decode them with their tokenizer"),
+    "bare ids.json": (
+        b"[[5, 6], [7]]",
+        "element 1 holds [5, 6], which are token ids; decode them with their tokenizer",
+    ),
+    "one text's ids.json": (b"[5, 6]\n", "element 1 holds 5, as token ids do; decode them with their tokenizer"),
     "list.json": (b'[["x"]]', "element 1 has no text in 'text' (fields: none); write each text as"),
     "no object.txt": (b'{}\n{"text": "x"}\n', "line 1 has no text in 'text' (fields: none)"),
     "twice.parquet": (parquet_of([["x"], ["y"]], ["text", "text"]), "has 2 columns 'text'; rename one"),

@@ -293,8 +293,10 @@ def test_all_results_are_looked_at_before_the_first_is_measured(
     of = ("likelihood", "--features", store, "--split", "train", "--rows", 8, "--device", "cpu", "--run")
     succeed(*of, other)
     line = refuse(*of, run_copy, other, "--draws", 3)
-    assert f"{other / 'likelihood'} was made with other settings (draws: 2 -> 3); choose another --output" in line
+    assert line == f"{other / 'likelihood'} was made with other settings (draws: 2 -> 3); add --overwrite"
     assert not (run_copy / "likelihood").exists()
+    line = refuse(*of, other, "--draws", 3, "--causal", gpt2)
+    assert line.endswith("(draws: 2 -> 3); choose another --output, or add --overwrite")  # which is for one run
     succeed(*of, other, "--draws", 3, "--causal", gpt2, "--output", tmp_path / "out")
     shutil.rmtree(other / "likelihood")
     artifact.begin(other / "likelihood", "likelihood", configs.from_dict(LikelihoodConfig, {}), {})

@@ -153,6 +153,13 @@ def test_json_without_an_output_is_one_object_with_the_lines_and_the_record_of_a
     assert made == {key: value for key, value in kept.items() if key not in ("output", "seconds")}
 
 
+def test_a_single_step_is_singular(trained, token_runs, ldlm):
+    for run, said in ((trained, "1 step each, decoder"), (token_runs("mdlm"), "mdlm, 1 step each")):
+        done = ldlm("sample", "--run", run, "--num-samples", 2, "--steps", 1, "--device", "cpu")
+        assert done.exit_code == 0, done.stderr
+        assert said in done.stdout.splitlines()[0]
+
+
 def test_a_token_level_run_prints_its_texts_too(token_runs, ldlm, succeed, elsewhere):
     draw = ("sample", "--run", token_runs("mdlm"), "--num-samples", 2, "--steps", 3, "--device", "cpu")
     done = ldlm(*draw)
