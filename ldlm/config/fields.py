@@ -105,6 +105,8 @@ def from_dict(cls: type[T], data: Mapping[str, Any], prefix: str = "") -> T:
         if key not in fields:
             raise InputError(f"unknown setting {prefix}{key}{_suggestion(str(key), cls, prefix)}")
         values[key] = _parse(hints[key], value, f"{prefix}{key}", fields[key].metadata)
+        if values[key] == () and fields[key].default:  # where it may be empty, it is by default
+            raise InputError(f"{prefix}{key} is an empty list; give at least one value, or leave it out")
     return cls(**values)
 
 

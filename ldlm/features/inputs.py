@@ -56,6 +56,8 @@ def find(
     _check(config)
     _check_of_datasets(config, begun or {})
     config, fingerprints, seen = _pinned(config, progress, store)
+    if not begun:  # a store that an earlier version began so goes on
+        _check_held_out(config, fingerprints)
     tokenizer, encoder = loaded or models(config, device)
     _check_requests(config, out, encoder.hidden_dim)
     return Inputs(config, fingerprints, tokenizer, encoder, seen)
@@ -118,6 +120,22 @@ def _check_of_datasets(config: ExtractConfig, begun: Mapping[str, Any]) -> None:
     for name in () if config.dataset else ("revision", "split"):
         if getattr(config, name) not in (getattr(ExtractConfig(), name), begun.get(name)):
             raise InputError(f"--{name} is for --dataset NAME, and files have none; leave --{name} out")
+
+
+def _check_held_out(config: ExtractConfig, fingerprints: Mapping[str, str]) -> None:
+    """`InputError` for held-out text that is text to train on as well."""
+    if config.validation_split and config.validation_split == config.split:
+        raise InputError(
+            f"--validation-split {config.validation_split} is the split to train on; name another one, or hold out "
+            f"--validation-docs N of it"
+        )
+    trained_on = {fingerprints[path] for path in config.data}
+    for path in config.validation_data:
+        if fingerprints[path] in trained_on:
+            raise InputError(
+                f"{path} is text to train on, so it can't be held out; give another file, or hold out "
+                f"--validation-docs N of --data"
+            )
 
 
 def _check_requests(config: ExtractConfig, out: Location | None, width: int) -> None:

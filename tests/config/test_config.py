@@ -18,6 +18,7 @@ from ldlm.config import (
     QuickstartConfig,
     SampleConfig,
     SamplerConfig,
+    SweepConfig,
     TrainConfig,
     fields,
     from_dict,
@@ -173,6 +174,13 @@ def test_a_bad_setting_is_refused_by_its_dotted_name(data, message):
         from_dict(TrainConfig, data)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["budgets", "solvers", "grids", "guidances", "finals", "temperatures"])
+def test_an_empty_list_is_refused_where_it_leaves_nothing_to_do(name):
+    with pytest.raises(InputError, match=f"{name} is an empty list; give at least one value, or leave it out"):
+        from_dict(SweepConfig, {name: []})
+    assert from_dict(SweepConfig, {"decoders": []}).decoders == ()
 
 
 def test_a_list_setting_refuses_what_is_not_a_list_of_strings():

@@ -321,6 +321,20 @@ def test_states_that_half_precision_can_not_hold_are_refused_and_nothing_is_seal
     assert (tmp_path / "f").exists() == any(tmp_path.glob("f/ledger/*"))
 
 
+def test_text_that_is_trained_on_can_not_be_held_out(few, corpus, tmp_path):
+    shutil.copyfile(corpus, tmp_path / "copy.txt")
+    for held_out in (corpus, tmp_path / "copy.txt"):
+        config = replace(few, data=(str(corpus),), validation_docs=0, validation_data=(str(held_out),))
+        with pytest.raises(InputError, match=f"{held_out} is text to train on, so it can't be held out; give another"):
+            extract_features.run(config, tmp_path / "f")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "test.jsonl").write_text(json.dumps({"text": "A letter."}) + "\n")
+    dataset = {"data": (), "dataset": str(tmp_path / "corpus"), "split": "test", "validation_split": "test"}
+    with pytest.raises(InputError, match="--validation-split test is the split to train on; name another one"):
+        extract_features.run(replace(few, validation_docs=0, **dataset), tmp_path / "f")
+    assert not (tmp_path / "f").exists()
+
+
 def test_held_out_text_that_fills_no_row_is_noted_and_its_rows_are_said_to_be_of_training(few, tmp_path, notes):
     (tmp_path / "held-out.txt").write_text("A letter.\n", encoding="utf-8")
     config = replace(few, validation_docs=0, validation_data=(str(tmp_path / "held-out.txt"),))
