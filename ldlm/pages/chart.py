@@ -231,16 +231,20 @@ def smoothed(y: Values) -> list[float | None]:
 
 
 def thinned(x: Sequence[float], *ys: Values) -> tuple[list[float], list[list[float | None]]]:
-    """At most MOST points that look the same: in each piece of a line, the least and greatest of the first `ys`."""
+    """At most MOST points that look the same: in each piece of a line, the least and greatest of each of `ys`."""
     if len(x) <= MOST:
         return list(x), [list(y) for y in ys]
-    values = _floats(ys[0])
+    values = [_floats(y) for y in ys]
     chosen: list[int] = []
-    for piece in np.array_split(np.arange(len(values)), MOST // 2):
-        there = piece[np.isfinite(values[piece])]
-        ends = {int(there[values[there].argmin()]), int(there[values[there].argmax()])} if len(there) else {piece[0]}
-        chosen += sorted(ends)
+    for piece in np.array_split(np.arange(len(x)), MOST // (2 * len(ys))):
+        chosen += sorted(set().union(*(_ends(each, piece) for each in values)))
     return [x[i] for i in chosen], [[y[i] for i in chosen] for y in ys]
+
+
+def _ends(values: np.ndarray, piece: np.ndarray) -> set[int]:
+    """Indices of the least and the greatest value in a piece; of its first if there is none, which keeps a gap."""
+    there = piece[np.isfinite(values[piece])]
+    return {int(there[values[there].argmin()]), int(there[values[there].argmax()])} if len(there) else {int(piece[0])}
 
 
 def _floats(y: Values) -> np.ndarray:

@@ -274,6 +274,16 @@ def test_a_long_line_is_thinned_and_keeps_its_extremes_and_gaps():
     assert charts.thinned([1, 2], [3, 4], [5, 6]) == ([1, 2], [[3, 4], [5, 6]])
 
 
+def test_a_thinned_line_with_a_band_keeps_the_extremes_of_its_ends():
+    x, y = list(range(4_000)), np.zeros(4_000)
+    for spike in range(0, 4_000, 37):
+        low, high = np.full(4_000, -1.0), np.full(4_000, 2.0)
+        low[spike], high[spike] = -9, 50
+        kept_x, (_, kept_low, kept_high) = charts.thinned(x, y.tolist(), low.tolist(), high.tolist())
+        assert len(kept_x) <= MOST
+        assert (min(kept_low), max(kept_high)) == (-9, 50)
+
+
 def test_smoothing_averages_noise_away_and_lags_behind_nothing():
     ramp = np.linspace(0, 10, 2_000)
     noisy = ramp + np.random.default_rng(0).normal(size=2_000)
