@@ -141,7 +141,7 @@ class RecipeConfig:
         "by default, as its autoencoder learns tokens and states together (Meshchaninov et al., 2025)",
     )
     warmup_steps: int = setting(50_000, "S_wu, diffusion-to-encoder warm-up (Eq. 28-30)", low=0)
-    warmup_k: float = setting(10.0, "k, steepness of the warm-up", above=0, high=100)
+    warmup_k: float = setting(10.0, "k, steepness of the warm-up", low=1e-6, high=100)  # less is lost in rounding
     warmup_c: float = setting(0.8, "c, midpoint of the warm-up as a share of S_wu", low=0, high=1)
     gamma_min: float = setting(0.0, "γ at step 0", low=0, high=1)
     decoder_noise: Literal["published", "additive", "diffused"] = setting(

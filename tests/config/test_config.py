@@ -147,6 +147,7 @@ def test_an_unknown_preset_names_the_known_ones():
         ({"steps": None}, "steps takes a whole number, not None"),
         ({"steps": [3]}, "steps takes a whole number, not [3]"),
         ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"recipe": {"warmup_k": 1e-17}}, "recipe.warmup_k must be at least 1e-06, not 1e-17"),  # γ would be 0/0
         ({"steps": float("nan")}, "steps must be a finite number, not nan"),
         ({"optimizer": {"lr": "nan"}}, "optimizer.lr must be a finite number, not 'nan'"),
         ({"optimizer": {"lr": "inf"}}, "optimizer.lr must be a finite number, not 'inf'"),
