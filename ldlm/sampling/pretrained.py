@@ -66,7 +66,7 @@ class ExportedModel(ModelHubMixin):
         self.tokenizer = load_tokenizer(str(tokenizer))
         self.card = type(self).write_card(config) if card is None else card
         self.encoder = None if encoder is None else encoder.absolute()
-        self._tokenizer_files = {name: _without_spaces(path) for path, name in files.below(tokenizer)}
+        self._tokenizer_files = {name: path.read_bytes() for path, name in files.below(tokenizer)}
         self._generators: dict[Any, Generator] = {}  # with their compiled code
 
     @classmethod
@@ -124,7 +124,7 @@ class ExportedModel(ModelHubMixin):
         with files.replacing(save_directory / WEIGHTS) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
         for name, data in self._tokenizer_files.items():
-            files.write_atomic(save_directory / TOKENIZER / name, data)
+            files.write_atomic(save_directory / TOKENIZER / name, _without_spaces(name, data))
         encoder = self._save_encoder(save_directory)
         files.write_atomic(save_directory / CARD, self.card)
         names = [WEIGHTS, *(f"{TOKENIZER}/{name}" for name in self._tokenizer_files), *encoder]
@@ -180,11 +180,11 @@ class ExportedModel(ModelHubMixin):
         ]
 
 
-def _without_spaces(path: Path) -> bytes:
+def _without_spaces(name: str, data: bytes) -> bytes:
     """Content of a tokenizer's file; JSON without line breaks and indents, which double a vocabulary's size."""
-    if path.suffix != ".json":
-        return path.read_bytes()
-    return json.dumps(json.loads(path.read_bytes()), ensure_ascii=False, separators=(",", ":")).encode()
+    if not name.endswith(".json"):
+        return data
+    return json.dumps(json.loads(data), ensure_ascii=False, separators=(",", ":")).encode()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

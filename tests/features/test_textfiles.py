@@ -8,6 +8,7 @@ import lzma
 import os
 import random
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -206,7 +207,7 @@ def test_a_table_of_values_is_refused_and_its_column_can_be_had(tmp_path, gpt2, 
         line = refuse("evaluate", tmp_path / name, "--scorer", gpt2, "--max-tokens", 16)
         said, _, command = line.partition("; to read that column: ")
         assert said == f"{tmp_path / name} is a table with a column 'text', and not lines of text"
-        subprocess.run(command.replace("python", sys.executable, 1), shell=True, cwd=tmp_path, check=True)
+        subprocess.run([sys.executable, *shlex.split(command)[1:]], cwd=tmp_path, check=True)
         assert read(tmp_path / "a.parquet") == texts
         with pytest.raises(InputError, match="is a table with a column 'text'"):
             evaluate.run(config, [tmp_path / "a.txt"], reference=tmp_path / name)
